@@ -1,0 +1,35 @@
+"""LoRA without guesswork.
+
+Names are loaded when first used, so that importing `lorawise` costs milliseconds and never loads torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lorawise import lora as lora
+    from lorawise.lora.config import LoraConfig as LoraConfig
+    from lorawise.models.load import load as load
+    from lorawise.train.run import train as train
+
+_HOMES = {
+    "LoraConfig": "lorawise.lora.config",
+    "load": "lorawise.models.load",
+    "train": "lorawise.train.run",
+}
+
+__all__ = ["LoraConfig", "__version__", "load", "lora", "train"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "lora":
+        return import_module("lorawise.lora")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lorawise' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

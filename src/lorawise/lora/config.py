@@ -1,0 +1,157 @@
+"""One adapter's setting: W' = W + scaling · B·A, with scaling = alpha / r (rsLoRA: alpha / √r).
+
+Scaling is the dial: a setting is written with `scaling` or with `alpha`, always shows both, and keeps the scaling
+when only the rank changes (LoRA: Hu et al. 2021, arXiv 2106.09685; rsLoRA: Kalajdzievski 2023, arXiv 2312.03732).
+This module imports neither torch nor transformers: planning uses it.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, TypeVar
+
+from lorawise.base.errors import ConfigError
+
+V = TypeVar("V")
+Bias = Literal["none", "all", "lora_only"]
+
+MAX_RANK = 65_536  # far beyond any layer's width: a larger r in a file is a mistake or an attack
+DEFAULT_SCALING = 2.0  # the guide's community default, r 8 with alpha 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """What to adapt and how strongly. Frozen; refuses nonsense at birth with `ConfigError`.
+
+    r               rank of the update
+    scaling, alpha  either one; the other follows (scaling = alpha/r, or alpha/√r with rslora). Both only if they agree
+    target_modules  a preset (`qv`, `attention`, `mlp`, `all-linear`), one regex matched against the whole module
+                    name, or several names, each matched as PEFT does: the whole name or its last components
+    exclude_modules names or one regex, taken away from the targets
+    layers          indices of the decoder layers to adapt; None means all
+    rank_pattern, alpha_pattern   regex on the module name → its own r or alpha (PEFT's meaning: a rank alone keeps
+                    alpha, so that module's scaling is alpha / its own r)
+    modules_to_save modules trained in full and saved with the adapter
+    init            `kaiming` (PEFT's default for A) or `gaussian` (the guide's, with kaiming's standard deviation)
+    seed            of the init; two equal settings with equal seeds start from the same bits
+    """
+
+    r: int = 16
+    scaling: float = field(default=None)  # type: ignore[assignment]  # filled from alpha at birth, a float ever after
+    alpha: float = field(default=None)  # type: ignore[assignment]
+    rslora: bool = False
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    exclude_modules: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    bias: Bias = "none"
+    init: str = "kaiming"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers"):
+            value = getattr(self, name)
+            if isinstance(value, (list, set, frozenset)):
+                object.__setattr__(self, name, tuple(sorted(value) if isinstance(value, (set, frozenset)) else value))
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("\n  ".join(problems), cure="see help(lorawise.LoraConfig) for what each field takes")
+        self._settle_scaling()
+        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
+        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+
+    def _problems(self) -> list[str]:
+        found = []
+        if not _is_rank(self.r):
+            found.append(f"r={self.r!r} is not a whole number from 1 to {MAX_RANK}")
+        for name in ("scaling", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not _is_positive(value):
+                found.append(f"{name}={value!r} is not a positive number")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            found.append(f"dropout={self.dropout!r} is not in [0, 1)")
+        for name, rank in self.rank_pattern.items():
+            if not _is_rank(rank):
+                found.append(f"rank_pattern[{name!r}]={rank!r} is not a whole number from 1 to {MAX_RANK}")
+        for name, alpha in self.alpha_pattern.items():
+            if not _is_positive(alpha):
+                found.append(f"alpha_pattern[{name!r}]={alpha!r} is not a positive number")
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as problem:
+                found.append(f"pattern {pattern!r} is not a regular expression: {problem}")
+        if not self.target_modules and not self.modules_to_save:
+            found.append("target_modules is empty and nothing is in modules_to_save: nothing would train")
+        if self.layers is not None and (not self.layers or any(not _is_index(i) for i in self.layers)):
+            found.append(f"layers={self.layers!r} is not a list of layer indices (0, 1, …)")
+        if self.bias not in ("none", "all", "lora_only"):
+            found.append(f"bias={self.bias!r} is not none, all or lora_only")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            found.append(f"seed={self.seed!r} is not a whole number from 0")
+        return found
+
+    def _settle_scaling(self) -> None:
+        root = math.sqrt(self.r) if self.rslora else self.r
+        if self.alpha is None:
+            scaling = DEFAULT_SCALING if self.scaling is None else self.scaling
+            object.__setattr__(self, "scaling", float(scaling))
+            object.__setattr__(self, "alpha", float(scaling) * root)
+        elif self.scaling is None:
+            object.__setattr__(self, "scaling", self.alpha / root)
+        elif not math.isclose(self.scaling, self.alpha / root, rel_tol=1e-9):
+            raise ConfigError(
+                f"alpha={self.alpha:g} with r={self.r} means scaling={self.alpha / root:g}, "
+                f"but scaling={self.scaling:g} is written too",
+                cure="write one of the two",
+            )
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed. Changing only r (or rslora) keeps the scaling; alpha follows."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if "alpha" in changes and "scaling" not in changes:
+            values["scaling"] = None
+        else:
+            values["alpha"] = None
+        return type(self)(**(values | changes))
+
+    def rank_of(self, module: str) -> int:
+        """The rank of one module: its own from `rank_pattern`, else r."""
+        return _pattern_value(self.rank_pattern, module, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        return _pattern_value(self.alpha_pattern, module, self.alpha)
+
+    def scaling_of(self, module: str) -> float:
+        """scaling of one module, from its own rank and alpha."""
+        rank, alpha = self.rank_of(module), self.alpha_of(module)
+        if rank == self.r and alpha == self.alpha:
+            return self.scaling
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def __str__(self) -> str:
+        rs = " (rsLoRA)" if self.rslora else ""
+        return f"r={self.r} alpha={self.alpha:g} scaling={self.scaling:g}{rs}"
+
+
+def _pattern_value(pattern: Mapping[str, V], module: str, default: V) -> V:
+    for expression, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({expression})", module):
+            return value
+    return default
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,0 +1,97 @@
+"""A setting keeps its scaling, shows both numbers, and refuses nonsense at birth."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorawise import LoraConfig
+from lorawise.base.errors import ConfigError
+
+ranks = st.integers(1, 512)
+positive = st.floats(1e-3, 1e3)
+
+
+@pytest.mark.parametrize(("alpha", "r", "scaling"), [(16, 16, 1.0), (32, 16, 2.0), (16, 8, 2.0), (8, 16, 0.5)])
+def test_the_guides_table_of_configurations(alpha: int, r: int, scaling: float) -> None:
+    assert LoraConfig(r=r, alpha=alpha).scaling == scaling
+    assert LoraConfig(r=r, scaling=scaling).alpha == alpha
+
+
+@given(r=ranks, scaling=positive, other=ranks, rslora=st.booleans())
+def test_changing_the_rank_alone_keeps_the_scaling(r: int, scaling: float, other: int, rslora: bool) -> None:
+    config = LoraConfig(r=r, scaling=scaling, rslora=rslora)
+    changed = config.replace(r=other)
+    assert changed.scaling == config.scaling
+    assert math.isclose(changed.alpha, scaling * (math.sqrt(other) if rslora else other))
+    assert changed.replace(r=r) == config
+
+
+@given(r=ranks, alpha=positive, rslora=st.booleans())
+def test_alpha_and_scaling_say_the_same_thing(r: int, alpha: float, rslora: bool) -> None:
+    config = LoraConfig(r=r, alpha=alpha, rslora=rslora)
+    assert math.isclose(config.scaling, alpha / (math.sqrt(r) if rslora else r))
+    assert LoraConfig(r=r, alpha=config.alpha, scaling=config.scaling, rslora=rslora) == config
+
+
+def test_alpha_and_scaling_in_conflict_are_refused() -> None:
+    with pytest.raises(ConfigError, match="write one of the two"):
+        LoraConfig(r=8, alpha=16, scaling=1.0)
+
+
+def test_changing_alpha_moves_the_scaling() -> None:
+    assert LoraConfig(r=8, scaling=2.0).replace(alpha=8).scaling == 1.0
+
+
+def test_a_module_with_its_own_rank_keeps_alpha_as_peft_does() -> None:
+    config = LoraConfig(r=8, alpha=16, rank_pattern={"q_proj": 4}, alpha_pattern={r"layers\.0\.self_attn\.v_proj": 4})
+    assert (
+        config.rank_of("model.layers.1.self_attn.q_proj"),
+        config.scaling_of("model.layers.1.self_attn.q_proj"),
+    ) == (
+        4,
+        4.0,
+    )
+    assert config.scaling_of("model.layers.0.self_attn.v_proj") == 0.5
+    assert config.scaling_of("model.layers.1.self_attn.v_proj") == 2.0
+    assert config.rank_of("model.layers.1.self_attn.my_q_proj") == 8
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"r": 0},
+        {"r": -4},
+        {"r": 8.5},
+        {"r": True},
+        {"r": 10**9},
+        {"scaling": 0},
+        {"scaling": -1.0},
+        {"alpha": math.nan},
+        {"alpha": math.inf},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"target_modules": ()},
+        {"layers": (-1,)},
+        {"layers": ()},
+        {"rank_pattern": {"q_proj": 0}},
+        {"rank_pattern": {"(": 4}},
+        {"alpha_pattern": {"q_proj": -1}},
+        {"bias": "some"},
+        {"seed": -1},
+    ],
+)
+def test_nonsense_is_refused_at_birth(nonsense: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        LoraConfig(**nonsense)  # type: ignore[arg-type]
+
+
+def test_all_problems_of_a_setting_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(r=0, dropout=2.0, bias="some")  # type: ignore[arg-type]
+    assert all(word in str(caught.value) for word in ("r=0", "dropout=2.0", "bias='some'"))
+
+
+def test_a_setting_prints_r_alpha_and_scaling() -> None:
+    assert str(LoraConfig(r=16, scaling=2.0)) == "r=16 alpha=32 scaling=2"
