@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar
 
 from lorawise.base.errors import ConfigError
+from lorawise.base.patterns import full_match
 
 V = TypeVar("V")
 Bias = Literal["none", "all", "lora_only"]
@@ -83,7 +84,7 @@ class LoraConfig:
         for pattern in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(pattern)
-            except re.error as problem:
+            except (re.error, RecursionError, OverflowError) as problem:
                 found.append(f"pattern {pattern!r} is not a regular expression: {problem}")
         if not self.target_modules and not self.modules_to_save:
             found.append("target_modules is empty and nothing is in modules_to_save: nothing would train")
@@ -140,7 +141,7 @@ class LoraConfig:
 
 def _pattern_value(pattern: Mapping[str, V], module: str, default: V) -> V:
     for expression, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({expression})", module):
+        if full_match(rf"(.*\.)?({expression})", module):
             return value
     return default
 

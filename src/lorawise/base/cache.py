@@ -1,0 +1,13 @@
+"""Where lorawise keeps what it can make again: converted models, tokenised rows."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$LORAWISE_CACHE`, else `$XDG_CACHE_HOME/lorawise`, else `~/.cache/lorawise`. Not created here."""
+    if chosen := os.environ.get("LORAWISE_CACHE"):
+        return Path(chosen).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "lorawise"
+    return Path.home() / ".cache" / "lorawise"

@@ -1,0 +1,65 @@
+"""Regular expressions that come from files, matched with a limit.
+
+An adapter's `target_modules` is input from strangers, and Python's `re` can be made to run for years by thirty
+characters. So a pattern has a longest length, and every match a longest time (the `regex` package's timeout). That
+package writes counted repeats out when it compiles, so `(?:(?:a{1000}){1000}){1000}` would take all memory: the product
+of the counts has a limit too.
+"""
+
+import math
+import re
+from functools import lru_cache
+from typing import Protocol, cast
+
+from lorawise.base.errors import ConfigError
+
+MAX_LENGTH = 4_096  # characters; the longest seen in published adapters is about 600
+MAX_COPIES = 10_000  # product of the counts in {2}, {1,3}, …
+MAX_SECONDS = 0.25  # a match; an honest one takes microseconds
+
+
+class _Pattern(Protocol):
+    def fullmatch(self, string: str, *, timeout: float) -> object | None: ...
+
+
+def full_match(pattern: str, text: str) -> bool:
+    """Whether the whole of `text` matches; `ConfigError` for a pattern that is no regex, too long, or too slow."""
+    try:
+        return _compiled(pattern).fullmatch(text, timeout=MAX_SECONDS) is not None
+    except TimeoutError:
+        raise ConfigError(
+            f"pattern {_short(pattern)} took more than {MAX_SECONDS:g} s on the one name {text!r}",
+            expected="a pattern without nested repeats such as (a+)+",
+            cure="list the module names instead",
+        ) from None
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> _Pattern:
+    import regex
+
+    if len(pattern) > MAX_LENGTH:
+        raise ConfigError(
+            f"pattern {_short(pattern)} has {len(pattern):,} characters",
+            expected=f"at most {MAX_LENGTH:,}",
+            cure="list the module names instead",
+        )
+    if math.prod(_counts(pattern)) > MAX_COPIES:
+        raise ConfigError(
+            f"pattern {_short(pattern)} repeats its parts more than {MAX_COPIES:,} times",
+            cure="list the module names instead",
+        )
+    try:
+        return cast(_Pattern, regex.compile(pattern))  # type: ignore[no-untyped-call]
+    except (regex.error, RecursionError) as problem:
+        raise ConfigError(f"pattern {_short(pattern)} is not a regular expression: {problem}") from None
+
+
+def _counts(pattern: str) -> list[int]:
+    """Of every counted repeat, the largest number in its braces."""
+    braces = re.findall(r"\{(\d*)(?:,(\d*))?\}", pattern)
+    return [max((int(number) for number in pair if number), default=1) or 1 for pair in braces]
+
+
+def _short(pattern: str) -> str:
+    return repr(pattern) if len(pattern) <= 60 else f"{pattern[:57]!r}…"

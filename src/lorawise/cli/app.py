@@ -1,0 +1,128 @@
+"""The commands in one typer app, and the one place that turns what happened into output and an exit code.
+
+0 done; 1 the work ran and met a problem; 2 the call or a file is wrong; 130 stopped by a signal. Under --json stdout
+holds one document and nothing else: what a library prints while the command works goes to stderr.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+
+import typer
+
+from lorawise import __version__
+from lorawise.base.errors import LorawiseError
+from lorawise.cli.chat import chat
+from lorawise.cli.demo import demo
+from lorawise.cli.eval import evaluate
+from lorawise.cli.outcome import Outcome
+from lorawise.cli.train import train
+
+WHERE_TO_REPORT = "https://github.com/lorawise/lorawise/issues"
+
+app = typer.Typer(
+    name="lorawise",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, command in {"demo": demo, "train": train, "eval": evaluate, "chat": chat}.items():
+    app.command(name)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorawise {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def lorawise(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """LoRA without guesswork: train an adapter, see that it works, talk to it.
+
+    Every command takes --json. `lorawise COMMAND --help` says what it wants.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code. Nothing escapes but what ends the interpreter itself."""
+    as_json = "--json" in arguments
+    try:
+        outcome = _work(arguments, quiet_stdout=as_json)
+        if as_json and (outcome.document or outcome.exit_code):
+            print(json.dumps(outcome.document, allow_nan=False, ensure_ascii=False))
+        else:
+            _say(outcome.table, sys.stdout)
+            _say(outcome.prose, sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return outcome.exit_code
+
+
+def _work(arguments: Sequence[str], *, quiet_stdout: bool) -> Outcome:
+    wants_help = bool({"-h", "--help", "--version"} & set(arguments))
+    aside = contextlib.redirect_stdout(sys.stderr) if quiet_stdout and not wants_help else contextlib.nullcontext()
+    try:
+        with aside:
+            result = app(args=list(arguments), prog_name="lorawise", standalone_mode=False)
+    except LorawiseError as problem:
+        return _failure(problem.to_json(), problem.exit_code)
+    except typer.TyperException as problem:
+        return _failure(_usage(problem), 2)
+    except typer.Abort:
+        return _failure(_INTERRUPTED, 130)
+    except BrokenPipeError:
+        raise
+    except Exception as problem:  # noqa: BLE001 - the last one to see it: every other handler is above
+        return _unexpected(problem)
+    if isinstance(result, Outcome):
+        return result
+    code = result if isinstance(result, int) else 0
+    return _failure(_INTERRUPTED, code) if code == 130 else Outcome(exit_code=code)
+
+
+_INTERRUPTED = {"code": "interrupted", "found": "stopped", "expected": "", "cure": ""}
+
+
+def _usage(problem: typer.TyperException) -> dict[str, str]:
+    found = problem.format_message() if isinstance(problem, typer.BadParameter) else str(problem)
+    possible = vars(problem).get("possibilities") or ()
+    near = f"did you mean {' or '.join(sorted(possible))}?" if possible else ""
+    context = vars(problem).get("ctx")
+    path = context.command_path if context is not None else "lorawise"
+    return {"code": "usage", "found": found, "expected": near, "cure": f"{path} --help"}
+
+
+def _unexpected(problem: Exception) -> Outcome:
+    if os.environ.get("LORAWISE_DEBUG") == "1":
+        traceback.print_exception(problem, file=sys.stderr)
+    kind = type(problem).__name__
+    return _failure(
+        {
+            "code": "unexpected",
+            "found": f"{kind}: {problem}" if str(problem) else kind,
+            "expected": "",
+            "cure": f"LORAWISE_DEBUG=1 shows where; please report it at {WHERE_TO_REPORT}",
+        },
+        1,
+    )
+
+
+def _failure(error: Mapping[str, str], exit_code: int) -> Outcome:
+    lines = [f"error: {error['found']}"]
+    lines += [f"  {name}: {error[name]}" for name in ("expected", "cure") if error[name]]
+    return Outcome(document={"error": dict(error)}, prose="\n".join(lines), exit_code=exit_code)
+
+
+def _say(text: str, stream: object) -> None:
+    if text:
+        print(text, file=stream)  # type: ignore[call-overload]

@@ -1,0 +1,147 @@
+"""A GGUF file as a plain transformers folder, converted once and kept in the cache by content digest.
+
+transformers dequantises the file (`gguf_file=`), 10 to 20 s for 135M parameters, which is why it is done once. What
+the file's tensors are decides what they become, so that nothing worth keeping is lost:
+
+    F32 weights     float32    the file's own
+    F16 weights     float16    the file's own
+    BF16 weights    bfloat16   the file's own
+    any quantised   bfloat16   rounding to 8 bits of mantissa is below the step of 4- to 8-bit blocks
+
+Tokenizer and chat template come along; tied embeddings stay tied. The folder appears in one rename, its manifest
+written last; a lock lets two processes ask at once and converts once.
+"""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorawise.base.cache import cache_folder
+from lorawise.base.errors import ModelError
+from lorawise.base.files import MANIFEST, atomic_folder, sha256_file, storage_errors, sweep_partial
+from lorawise.models.files import Progress, to_stderr
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+RULES = 1  # raised when a conversion would give other bytes, so that old folders are made again
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def converted_gguf(path: Path, *, progress: Progress = to_stderr) -> Path:
+    """The folder that holds the model of a `.gguf` file; converted now if this is its first use on this machine."""
+    digest = sha256_file(path)
+    if folder := finished_conversion(digest):
+        return folder
+    with cache_lock(progress):
+        if folder := finished_conversion(digest):
+            return folder
+        return _convert(path, digest, progress)
+
+
+def finished_conversion(digest: str) -> Path | None:
+    """The folder converted earlier from the GGUF file of this sha256, if its manifest says that it was finished."""
+    folder = _folder(digest)
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+@contextlib.contextmanager
+def cache_lock(progress: Progress) -> Iterator[None]:
+    """One process at a time makes models in the cache; whoever comes second waits, and is told so."""
+    from filelock import FileLock, Timeout
+
+    parent = cache_folder() / "models"
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(parent / ".lock")
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            progress("another process is preparing a model in the cache; waiting for it")
+            lock.acquire()
+    try:
+        sweep_partial(parent)
+        yield
+    finally:
+        lock.release()
+
+
+def _folder(digest: str) -> Path:
+    return cache_folder() / "models" / f"gguf-{RULES}-{digest[:32]}"
+
+
+def _convert(path: Path, digest: str, progress: Progress) -> Path:
+    types, architecture = _read_types(path)
+    dtype = _target_dtype(types)
+    progress(f"converting {path.name} ({_named(types)}) to {dtype} safetensors in the cache, once")
+    with atomic_folder(_folder(digest), manifest=True) as scratch:
+        _save_model(path, scratch, dtype, architecture)
+        note = {"file": path.name, "sha256": digest, "tensor_types": types, "dtype": dtype}
+        (scratch / "gguf.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    return _folder(digest)
+
+
+def _read_types(path: Path) -> tuple[dict[str, int], str]:
+    """How many matrices of the file are of each type, and its architecture."""
+    from gguf import GGUFReader
+
+    with path.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise ModelError(f"{path} is not a GGUF file", expected="a file that begins with the letters GGUF")
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, KeyError, IndexError) as problem:
+        raise ModelError(f"{path} cannot be read as GGUF: {problem}", cure="fetch the file again") from problem
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
+    if not types:
+        raise ModelError(f"{path} holds no weights", expected="a GGUF file of a whole model")
+    return dict(types), _architecture(reader)
+
+
+def _architecture(reader: "GGUFReader") -> str:
+    field = reader.fields.get("general.architecture")
+    return str(field.contents()) if field else "unknown"
+
+
+def _target_dtype(types: dict[str, int]) -> str:
+    """The plain type that holds every matrix of the file (see the module's table)."""
+    names = {_PLAIN.get(name, "bfloat16") for name in types}
+    if any(name not in _PLAIN for name in types) or names == {"bfloat16", "float16"}:
+        return "bfloat16"
+    return "float32" if "float32" in names else names.pop()
+
+
+def _save_model(path: Path, folder: Path, dtype: str, architecture: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from lorawise.models.quiet import quiet_transformers
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    unpacked = GgufConfig(dequantize=True)
+    try:
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # tqdm bars that no setting turns off
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+            model = AutoModelForCausalLM.from_pretrained(
+                **place, dtype=getattr(torch, dtype), quantization_config=unpacked
+            )
+    except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as problem:
+        raise ModelError(
+            f"transformers cannot open {path.name} (GGUF architecture '{architecture}'): {problem}",
+            expected="an architecture that transformers reads from GGUF, such as llama, qwen2, qwen3, gemma2, phi3",
+            cure="use the model's original folder or hub id",
+        ) from problem
+    # A model that came from GGUF counts as quantised, and save_pretrained refuses it, though it is plain by now.
+    vars(model).pop("hf_quantizer", None)
+    vars(model.config).pop("quantization_config", None)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _named(types: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(types.items(), key=lambda item: -item[1]))

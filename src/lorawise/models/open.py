@@ -1,0 +1,161 @@
+"""A frozen base model from its files, ready to be adapted.
+
+What `open_model` gives: the model's own transformers class, every parameter with `requires_grad` False, in eval mode,
+without KV cache (`config.use_cache` False; generation asks for one itself), and with the base's own dropout off:
+every number in the config whose name contains "drop" is 0 when the class is built, and any dropout module left has
+p = 0. So `train()` and `eval()` compute the same, and `train()` only matters to activation checkpointing.
+
+For classification the head is transformers' `score` (hidden → labels, no bias): a fresh one drawn from `seed` in fp32
+with the config's initializer_range, or the checkpoint's own if it has one of that size. It is frozen as all the rest;
+a run trains it as a module to save.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorawise.base.errors import ModelError
+from lorawise.models.dtypes import choose_dtype
+from lorawise.models.files import ModelFiles as ModelFiles
+from lorawise.models.files import resolve_model as resolve_model
+from lorawise.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+HEAD = "score"  # the name of the classification head in transformers' decoder models
+
+
+def open_model(
+    files: ModelFiles,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> "PreTrainedModel":
+    """The base model of `files`; with `labels`, as a classifier of them. `ModelError` names what is not supported.
+
+    dtype    auto, bfloat16, float16 or float32; `choose_dtype` tells what auto means here, and why
+    labels   names in the order of their ids; at least two
+    seed     of a fresh classification head
+    """
+    config = _config(files, labels)
+    model, missing = _load(files, config, choose_dtype(files.folder, dtype, device).dtype, labels)
+    fresh = {f"{HEAD}.weight"} if labels is not None else set()
+    if lost := sorted(missing - fresh):
+        raise ModelError(
+            f"{files.source} lacks {len(lost)} tensors of a {type(model).__name__}: {', '.join(lost[:5])}",
+            expected="a checkpoint of a decoder language model" + (" with a plain `score` head" if fresh else ""),
+            cure="take the model itself, not its encoder or one part of it",
+        )
+    if missing:
+        _draw_head(model.get_parameter(f"{HEAD}.weight"), config, seed)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)):
+            module.p = 0.0
+    model.requires_grad_(False)
+    model.train(False)
+    model.to(torch.device(device))
+    return model
+
+
+def _config(files: ModelFiles, labels: Sequence[str] | None) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    _refuse(files)
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError) as problem:
+        kind = files.config["model_type"]
+        own = " and the code that comes with a model is never run" if "auto_map" in files.config else ""
+        raise ModelError(
+            f"{files.source}: transformers cannot open a model of type '{kind}'{own} ({problem})",
+            expected="an architecture of the installed transformers",
+            cure="pip install -U transformers, if a newer one knows it",
+        ) from problem
+    config.use_cache = False
+    for name, value in _dropouts(config.to_dict()).items():
+        setattr(config, name, type(value)(0))
+    if labels is not None:
+        if len(labels) < 2 or len(set(labels)) < len(labels):
+            raise ModelError(f"labels {list(labels)}", expected="two or more different names")
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        config.pad_token_id = _pad_id(config)
+    return config
+
+
+def _refuse(files: ModelFiles) -> None:
+    """Models that a decoder's adapter cannot mean, told apart from config.json alone."""
+    config, names = files.config, files.config.get("architectures") or []
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if "vision_config" in config or "audio_config" in config:
+        found, cure = (
+            f"reads images or sound too ({', '.join(names) or config['model_type']})",
+            "take a text-only model",
+        )
+    elif config.get("is_encoder_decoder") or any("ForMaskedLM" in name for name in names):
+        found, cure = f"is not a decoder ({', '.join(names) or config['model_type']})", "take a causal language model"
+    elif method is not None:
+        found, cure = f"is quantised with {method}", "take the model's unquantised repository"
+    else:
+        return
+    raise ModelError(f"{files.source} {found}", expected="a decoder language model in plain safetensors", cure=cure)
+
+
+def _load(
+    files: ModelFiles, config: "PreTrainedConfig", dtype: torch.dtype, labels: Sequence[str] | None
+) -> tuple["PreTrainedModel", set[str]]:
+    """The model and the names of parameters that its checkpoint does not hold. Global random state stays as it was."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    opener: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            model, info = opener.from_pretrained(
+                files.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+        task = "a language model" if labels is None else "a sequence classifier"
+        raise ModelError(
+            f"{files.source}: a model of type '{config.model_type}' cannot be opened as {task} ({problem})",
+            expected="a decoder that transformers has this head for",
+            cure="" if labels is None else "open it without labels and train the labels as generated text",
+        ) from problem
+    return model, set(info["missing_keys"])
+
+
+def _dropouts(config: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in config.items()
+        if "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool) and value
+    }
+
+
+def _pad_id(config: "PreTrainedConfig") -> int:
+    """A token the classifier may skip at a row's end: the config's pad, else its (first) eos, else 0.
+
+    transformers refuses batches without one; ids below 0 (older Llama's -1) or past the vocabulary count as none.
+    """
+    eos = config.eos_token_id
+    for token in (config.pad_token_id, eos[0] if isinstance(eos, list) else eos):
+        if isinstance(token, int) and 0 <= token < config.vocab_size:
+            return token
+    return 0
+
+
+def _draw_head(weight: torch.Tensor, config: "PreTrainedConfig", seed: int) -> None:
+    """N(0, initializer_range²), drawn in fp32 on the CPU, so that it is the same on every device and dtype."""
+    spread = float(getattr(config, "initializer_range", 0.02))
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
+    with torch.no_grad():
+        weight.copy_(drawn)

@@ -1,0 +1,149 @@
+"""TensorBoard, Weights & Biases, MLflow, Trackio: one small reader each of the step stream.
+
+Each is imported when a run asks for it (`train.trackers: [tensorboard]`) and comes with `pip install
+'lorawise[trackers]'`. All get the same names: train/loss, train/learning_rate, validation/loss, base/loss, …
+A number that is not finite is not sent.
+"""
+
+import importlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorawise.base.errors import ConfigError
+from lorawise.base.registry import Registry
+from lorawise.report.events import Evaluated, Event, RunStarted, StepDone
+
+PROJECT = "lorawise"
+STEP_NUMBERS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory", "epoch")
+EVALUATION_NUMBERS = ("loss", "perplexity", "exact_match", "accuracy", "f1")
+
+TRACKERS: Registry["Callable[[Path], Tracker]"] = Registry("tracker")
+
+
+def open_trackers(names: Sequence[str], run: Path) -> tuple["Tracker", ...]:
+    """One reader a name, for the run in folder `run`. ConfigError when one is unknown or not installed."""
+    return tuple(TRACKERS[name](run) for name in names)
+
+
+class Tracker(ABC):
+    """A reader that hands a run's numbers on. `start` comes once, before the first `log`."""
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.start(dict(event.setting), event.first_step)
+            case StepDone():
+                self._log("train", event, STEP_NUMBERS)
+            case Evaluated():
+                self._log(event.name, event, EVALUATION_NUMBERS)
+
+    def _log(self, prefix: str, event: StepDone | Evaluated, names: Sequence[str]) -> None:
+        numbers = {f"{prefix}/{name}": getattr(event, name) for name in names}
+        finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
+        self.log(finite, event.step)
+
+    @abstractmethod
+    def start(self, setting: Mapping[str, object], first_step: int) -> None: ...
+
+    @abstractmethod
+    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@TRACKERS.register("tensorboard")
+class TensorBoard(Tracker):
+    """Event files in `<run>/tensorboard`; a resumed run hides what came after its checkpoint."""
+
+    def __init__(self, run: Path) -> None:
+        writers = _library("tensorboard", "tensorboard.summary.writer.event_file_writer")
+        self.protos = _library("tensorboard", "tensorboard.compat.proto.event_pb2")
+        self.summaries = _library("tensorboard", "tensorboard.compat.proto.summary_pb2")
+        self.writer = writers.EventFileWriter(str(run / "tensorboard"))
+
+    def start(self, setting: Mapping[str, object], first_step: int) -> None:
+        if first_step > 1:
+            log = self.protos.SessionLog(status=self.protos.SessionLog.START)
+            self.writer.add_event(self.protos.Event(wall_time=time.time(), step=first_step, session_log=log))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        values = [self.summaries.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        summary = self.summaries.Summary(value=values)
+        self.writer.add_event(self.protos.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@TRACKERS.register("wandb")
+class Wandb(Tracker):
+    def __init__(self, run: Path) -> None:
+        self.library = _library("wandb", "wandb")
+        self.folder = run
+        self.run: Any = None
+
+    def start(self, setting: Mapping[str, object], first_step: int) -> None:
+        name = self.folder.name
+        self.run = self.library.init(project=PROJECT, name=name, config=dict(setting), dir=str(self.folder))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+
+@TRACKERS.register("mlflow")
+class MLflow(Tracker):
+    def __init__(self, run: Path) -> None:
+        self.library = _library("mlflow", "mlflow")
+        self.folder = run
+        self.started = False
+
+    def start(self, setting: Mapping[str, object], first_step: int) -> None:
+        self.library.set_experiment(PROJECT)
+        self.library.start_run(run_name=self.folder.name)
+        self.started = True
+        self.library.log_params({name: str(value) for name, value in setting.items()})
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.library.log_metrics(dict(numbers), step=step)
+
+    def close(self) -> None:
+        if self.started:
+            self.library.end_run()
+
+
+@TRACKERS.register("trackio")
+class Trackio(Tracker):
+    def __init__(self, run: Path) -> None:
+        self.library = _library("trackio", "trackio")
+        self.folder = run
+        self.started = False
+
+    def start(self, setting: Mapping[str, object], first_step: int) -> None:
+        self.library.init(project=PROJECT, name=self.folder.name, config=dict(setting))
+        self.started = True
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.library.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        if self.started:
+            self.library.finish()
+
+
+def _library(tracker: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"train.trackers names '{tracker}', but its package is not installed (no module '{missing.name}')",
+            cure="pip install 'lorawise[trackers]', or take it out of train.trackers",
+        ) from None

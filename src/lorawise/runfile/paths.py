@@ -1,0 +1,46 @@
+"""Which texts of a run file are paths, and from where they start.
+
+A relative path in a run file starts at the folder of that file, one given in the call (`--set`, `--model`, `--data`) at
+the folder the call was made in. `user/name` is a hub id unless something of that name lies there, it starts with `.`,
+`~` or `/`, or it ends like a data or model file.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gguf", ".gz", ".zst", ".xz", ".bz2")
+
+
+def resolve(text: str, folder: Path) -> str:
+    """`text` as an absolute path when it is a path, else unchanged."""
+    path = Path(text).expanduser()
+    looks_like_one = text.startswith((".", "~", "/")) or text.lower().endswith(FILE_SUFFIXES)
+    if looks_like_one or (folder / path).exists():
+        return str((folder / path).resolve())
+    return text
+
+
+def resolve_paths(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of a run file's plain data with `model`, `data.train` and `data.validation` resolved."""
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    if isinstance(result.get("model"), str):
+        result["model"] = resolve(result["model"], folder)
+    data = result.get("data")
+    if isinstance(data, dict):
+        if "train" in data:
+            data["train"] = _sources(data["train"], folder)
+        if isinstance(data.get("validation"), str) and data["validation"] != "none":
+            data["validation"] = resolve(data["validation"], folder)
+    return result
+
+
+def _sources(value: Any, folder: Path) -> Any:
+    if isinstance(value, str):
+        return resolve(value, folder)
+    if isinstance(value, list):
+        return [_sources(entry, folder) for entry in value]
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        return value | {"path": resolve(value["path"], folder)}
+    return value

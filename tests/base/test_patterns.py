@@ -1,0 +1,27 @@
+"""A regular expression from a file can neither run for years nor take the memory."""
+
+import pytest
+
+from lorawise.base.errors import ConfigError
+from lorawise.base.patterns import full_match
+
+
+def test_an_honest_pattern_matches_the_whole_name() -> None:
+    assert full_match(r".*layers\.\d{1,2}\.(q|v)_proj", "model.layers.11.q_proj")
+    assert not full_match(r"q_proj", "model.layers.11.q_proj")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("(", "not a regular expression"),
+        ("(" * 900 + ")" * 900, "not a regular expression"),
+        ("a" * 5_000, "5,000 characters"),
+        ("(?:(?:a{1000}){1000}){1000}", "repeats its parts"),
+        ("(?:" * 40 + "a" + "{2})" * 40, "repeats its parts"),
+        ("(?:.|..|...)+" * 3 + "(?<!j)$", "took more than"),
+    ],
+)
+def test_a_hostile_pattern_is_a_config_error(pattern: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
+        full_match(pattern, "model.layers.0.self_attn.q_proj")
