@@ -75,7 +75,7 @@ CORPUS = [
     'What is the weather in Lima? {"city": "Lima", "unit": "celsius"} It is warm and sunny there.',
     "You are a terse assistant. system user assistant model tool function think",
 ]
-_TOKEN = re.compile(
+SPECIAL = re.compile(
     r"<[|｜][^<>\n{}]{1,40}?[|｜]>|<\|[a-z_]+>|<[a-z_]+\|>|</?(?:start|end)_of_[a-z]+>|<s>|</s>|\[gMASK\]|<sop>|<bos>"
 )
 _NOT_SPECIAL = ("<think>", "</think>", "<tool_call>", "</tool_call>")
@@ -92,7 +92,7 @@ def eos_of(name: str) -> str:
 
 @cache
 def trained_tokenizer(name: str) -> Tokenizer:
-    special = sorted({*_TOKEN.findall(source(name)), eos_of(name), "<s>"})
+    special = sorted({*SPECIAL.findall(source(name)), eos_of(name), "<s>"})
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

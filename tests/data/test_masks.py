@@ -1,24 +1,33 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.real_templates import (
     CALLING,
+    CORPUS,
     PARTS,
     PLAIN,
+    SPECIAL,
     TEMPLATES,
     TEXT,
     THINKING,
     TOOLS,
     assistant,
+    eos_of,
     open_tokenizer,
+    source,
     user,
+    write_folder,
 )
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lorawise.base.errors import DataError
 from lorawise.data.masks import TurnFinder, token_mask
 from lorawise.data.template import ChatTemplate
+from lorawise.data.tokenizer import ChatTokenizer
 
 # What the model writes before the answer of a last turn without reasoning, where the template prints such a thing.
 LEADS = {
@@ -201,6 +210,25 @@ def test_glm_closes_its_last_turn_with_the_token_that_opens_the_next(tokenizer_o
     assert closing.startswith("<|user|>")
 
 
+def test_text_between_an_earlier_prompt_and_an_answer_without_one_is_not_trained():
+    """After a tool's result this template lets the assistant go on without a new header, though it prompts with one."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'assistant' and not (loop.previtem and loop.previtem.role == 'tool') %}"
+        "<|a|>{% elif m.role != 'assistant' %}<|{{ m.role }}|>{% endif %}{{ m.content }}{% endfor %}"
+        "{{ '<|a|>' if add_generation_prompt else '' }}"
+    )
+    messages = [user("one"), assistant("two"), {"role": "tool", "content": "three"}, assistant("four")]
+    marked = TurnFinder().find(messages, lambda m, p: template.render(m, add_generation_prompt=p), [1, 3])
+    assert [marked.text[turn.start : turn.end] for turn in marked.turns] == ["two", "four"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_trained_under_each_of_its_names(field, tokenizer_of):
+    messages = [user("Where?"), assistant("Here.", **{field: "near"})]
+    texts, _ = trained_texts(tokenizer_of("qwen3"), messages)
+    assert texts == ["<think>\nnear\n</think>\n\nHere.<|im_end|>"]
+
+
 def test_a_template_that_prints_an_answer_twice_is_refused():
     template = ChatTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.content }}{% endfor %}")
     with pytest.raises(DataError, match="message 2"):
@@ -212,6 +240,55 @@ def test_a_template_that_lets_an_answer_rewrite_what_follows_is_refused():
     template = ChatTemplate(code)
     with pytest.raises(DataError, match="message 2"):
         TurnFinder().find([user("a"), assistant("bcd")], lambda m, p: template.render(m, add_generation_prompt=p), [1])
+
+
+def test_a_special_token_that_takes_the_white_space_beside_it_stays_where_it_belongs(tmp_path):
+    """Phi-3's role tokens strip what follows them, other tokenizers' terminators what comes before."""
+    folder = write_folder(tmp_path, "phi3")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["rstrip"] = token["content"] in ("<|assistant|>", "<|user|>")
+        token["lstrip"] = token["content"] == "<|end|>"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    messages = [user("Where?"), assistant("  In Peru.  "), user("And?"), assistant("Here.")]
+    texts, _ = trained_texts(ChatTokenizer.open(folder), messages)
+    assert texts == ["In Peru.<|end|>", "Here.<|end|>"]
+
+
+def metaspace_tokenizer(name, prepend):
+    """Built as Llama 2's and Gemma's are: a normalizer writes ▁ for spaces, what is unknown falls back to bytes."""
+    names = sorted({*SPECIAL.findall(source(name)), eos_of(name), "<s>"})
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend else replace
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *([decoders.Strip(" ", 1, 0)] * prepend)]
+    )
+    special = ["<unk>", *names, *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = not token["content"].startswith("<0x")
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["special"]]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["phi3", "gemma", "llama3", "cohere"])
+@pytest.mark.parametrize("prepend", [False, True], ids=["gemma's way", "llama 2's way"])
+def test_answers_are_found_through_normalizers_and_byte_fallback(name, prepend, tmp_path):
+    folder = write_folder(tmp_path, name)
+    metaspace_tokenizer(name, prepend).save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer = ChatTokenizer.open(folder)
+    messages = [user("Where is Łódź 🙂?"), assistant("ça va 🙂 ñandú"), user("So?"), assistant("日本")]
+    marked = TurnFinder().find(messages, renderer(tokenizer), [1, 3])
+    ids, offsets = tokenizer.encode(marked.text)
+    trained, _ = token_mask(marked, offsets, ids, stops=frozenset(tokenizer.stop_ids), special=tokenizer.special_ids)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(int))).reshape(-1, 2)
+    texts = [tokenizer.decode(ids[a:b], skip_special_tokens=True).strip() for a, b in edges]
+    assert texts == ["ça va 🙂 ñandú", "日本"]
+    assert all(int(ids[b - 1]) in tokenizer.special_ids for _, b in edges)
 
 
 words = st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="<>|{}[]"), min_size=1, max_size=30)

@@ -105,6 +105,12 @@ OURS: dict[str, tuple[Build, LoraConfig]] = {
         llama,
         LoraConfig(r=3, alpha=5, rank_pattern={"q_proj": 2, r".*layers.*": 4}, alpha_pattern={"z|v_proj": 9, ".*": 2}),
     ),
+    "patterns of which one matches nothing": (
+        llama,
+        LoraConfig(
+            r=3, alpha=5, target_modules="qv", rank_pattern={"c_attn": 2}, alpha_pattern={"v_proj": 9, "fc1": 2}
+        ),
+    ),
     "rsLoRA with own ranks": (llama, LoraConfig(r=4, rslora=True, scaling=2.0, rank_pattern={"mlp.*": 2})),
     "a head trained in full": (llama, LoraConfig(r=3, target_modules="qv", modules_to_save=("lm_head",))),
     "embeddings": (llama, LoraConfig(r=3, target_modules=("embed_tokens", "q_proj"))),
@@ -127,6 +133,15 @@ def test_peft_computes_what_we_trained(case: str, tmp_path: Path) -> None:
 def test_peft_adapts_exactly_our_modules_when_only_they_are_known(case: str, tmp_path: Path) -> None:
     build, config = OURS[case]
     _peft_reads_ours(build, config, tmp_path / "adapter", named=False)
+
+
+def test_patterns_whose_order_decides_survive_peft_that_sorts_them(tmp_path: Path) -> None:
+    build, config = OURS["patterns whose order decides"]
+    _peft_reads_ours(build, config, tmp_path / "ours")
+    once = peft_loaded(build(), tmp_path / "ours")
+    twice = peft_loaded(build(), peft_saved(once, tmp_path / "theirs"))
+    assert adapted_by_peft(twice) == adapted_by_peft(once)
+    assert len(set(adapted_by_peft(once).values())) == 3
 
 
 THEIRS: dict[str, tuple[Build, dict[str, Any]]] = {
@@ -182,6 +197,18 @@ def test_what_peft_trained_goes_through_us_back_to_peft(case: str, tmp_path: Pat
     again = peft_loaded(build(), tmp_path / "ours")
     torch.testing.assert_close(logits_of(again), logits_of(theirs), **THE_SAME)
     assert adapted_by_peft(again) == pytest.approx(adapted_by_peft(theirs))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_whole_embeddings_that_peft_saved_beside_the_adapter_are_used(tied: bool, tmp_path: Path) -> None:
+    theirs = peft_injected(tiny_model("llama", tie_word_embeddings=tied, seed=3), r=3, target_modules=["q_proj"])
+    theirs.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    ours = tiny_model("llama", tie_word_embeddings=tied, seed=3)
+    with torch.no_grad():
+        ours.get_input_embeddings().weight.mul_(0.5)
+    assert (logits_of(ours) - logits_of(theirs)).abs().max() > 1e-2
+    attach(ours, {"theirs": load_adapter(tmp_path)})
+    torch.testing.assert_close(logits_of(ours), logits_of(theirs), **THE_SAME)
 
 
 # PEFT sorts the keys of its patterns when it saves, so only sorted ones mean the same before and after.

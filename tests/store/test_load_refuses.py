@@ -123,6 +123,7 @@ def test_dora_written_by_peft_is_refused_by_name(tmp_path: Path) -> None:
         ({"target_modules": "(?:" * 40 + "a" + "{2})" * 40}, "repeats its parts"),
         ({"target_modules": "a" * 10_000}, "characters"),
         ({"target_modules": ["k_proj", "v_proj"]}, Q),
+        ({"target_modules": "attention"}, Q),
         ({"rank_pattern": [1]}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": 7}}, "its rank is 7"),

@@ -155,6 +155,8 @@ def test_the_digest_speaks_of_what_is_computed_and_of_nothing_else(weights: Adap
         replace(weights, full={"score.weight": torch.zeros(2, 2)}),
         replace(weights, task="SEQ_CLS"),
     ]
+    halves = [replace(weights, layers={Q: (a.to(d) * 0, b.to(d) * 0)}) for d in (torch.float16, torch.bfloat16)]
+    assert adapter_digest(halves[0]) != adapter_digest(halves[1])
     assert len({digest, *map(adapter_digest, others)}) == len(others) + 1
 
 

@@ -63,10 +63,10 @@ def write(path: Path, encoded: EncodedSet, refused: Sequence[Refusal]) -> tuple[
 def read(path: Path, rows: Sequence[Row]) -> tuple[EncodedSet, list[Refusal]] | None:
     """What is stored; None when there is nothing, or nothing that can be read whole (zip checks every byte's crc)."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         return _from_arrays(arrays, rows)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -212,14 +212,16 @@ def token_mask(
     has none, so one must be appended).
 
     offsets (t, 2), ids (t,). A token that overlaps a turn is trained. The terminator is the first stop token after the
-    turn's text, else the first special one; what the template prints in between is trained with it.
+    turn's text, else the first special one; what the template prints in between is trained too. A special token that
+    took white space of the answer to itself (Phi-3's `<|assistant|>`) stays the prompt's.
     """
     trained = np.zeros(len(ids), dtype=bool)
     starts, ends = offsets[:, 0], offsets[:, 1]
+    is_special = np.isin(ids, list(special))
     terminators = set()
     for turn in marked.turns:
-        trained |= (ends > turn.start) & (starts < turn.end)
-        tail = np.flatnonzero((starts >= turn.end) & (starts < turn.until))
+        trained |= (ends > turn.start) & (starts < turn.end) & ~(is_special & (starts < turn.start))
+        tail = np.flatnonzero((ends > turn.end) & (starts < turn.until) & (starts >= turn.start))
         at = next((j for j in tail if int(ids[j]) in stops), None)
         if at is None:
             at = next((j for j in tail if int(ids[j]) in special), None)

@@ -9,6 +9,10 @@ implementation; and because the offsets travel with the layer's arguments, a lay
 A keyword that is set and not implemented is refused by name: swallowing one is silently wrong.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -40,7 +44,7 @@ def document_attention(
     s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    **others: object,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """query (n, H, T, d), key and value (n, K, T, d) → (n, T, H, d); the signature is transformers' contract."""
     rule = Rule(scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=sliding_window, softcap=softcap)
@@ -49,8 +53,9 @@ def document_attention(
         if attention_mask is not None and attention_mask.shape == NO_MASK and query.shape[2] > 1:
             raise _refused(module, "does not hand cu_seq_lens_q on to its attention")
         if rule.softcap is None and s_aux is None:
-            stock = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "sliding_window": sliding_window}
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **stock, **others)
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
+            )
         return _capped_rows(module, query, key, value, attention_mask, rule, dropout, causal, s_aux), None
     unknown = sorted(name for name, it in others.items() if name not in _CARRIED and it is not None and it is not False)
     if unknown:
@@ -74,6 +79,19 @@ def use_document_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(DOCUMENTS)
 
 
+def document_call(position_ids: Tensor, lengths: Sequence[int], *, n: int) -> dict[str, Any]:
+    """The keywords that tell a decoder where the documents of one row (1, T) start, for n rows of the same."""
+    offsets = torch.tensor((0, *tuple(lengths) * n), device=position_ids.device).cumsum(0, dtype=torch.int32)
+    return {
+        "position_ids": position_ids.repeat(n, 1),
+        "attention_mask": torch.ones(NO_MASK, dtype=torch.bool, device=position_ids.device),
+        "cu_seq_lens_q": offsets,
+        "cu_seq_lens_k": offsets,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+
+
 def _lengths_of_a_row(offsets: Tensor, n: int, tokens: int) -> tuple[int, ...]:
     """The documents of the first of n rows, which all hold the same."""
     marks = offsets.tolist()
@@ -83,7 +101,7 @@ def _lengths_of_a_row(offsets: Tensor, n: int, tokens: int) -> tuple[int, ...]:
             f"cu_seq_lens_q ends at {marks[-1]} for {n} rows of {tokens} tokens",
             expected="the same documents in every row, covering it",
         )
-    return tuple(stop - start for start, stop in zip(marks[:documents], marks[1 : documents + 1], strict=True))
+    return tuple(stop - start for start, stop in pairwise(marks[: documents + 1]))
 
 
 def _fits_varlen(query: Tensor, value: Tensor, rule: Rule, sinks: Tensor | None) -> bool:
@@ -106,7 +124,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest:
         q, k, v, offsets, offsets, longest, longest, scale=rule.scale, window_size=window, enable_gqa=True
     )
     assert isinstance(out, Tensor)
-    return out.unflatten(0, (rows, tokens))
+    return out.view(rows, tokens, *out.shape[1:])
 
 
 def _capped_rows(

@@ -1,7 +1,7 @@
 """One micro-batch as the tensors a forward pass wants.
 
-A packed batch is one flat row of documents with positions that restart; a padded one has a document a row, padded on the
-right. Token j of a document is predicted from position j − 1, so the first token of a document is never a target.
+A packed batch is one flat row of documents with positions that restart; a padded one has a document a row, padded on
+the right. Token j of a document is predicted from position j − 1, so the first token of a document is never a target.
 """
 
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ class Rule:
 def causal_attention(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], rule: Rule, sinks: Tensor | None = None
 ) -> Tensor:
-    """(n, T, H, v): attention of each document of `lengths` to itself alone. `sinks` (H,): a frozen extra logit a head."""
+    """(n, T, H, v): attention of each document to itself alone. `sinks` (H,): a frozen extra logit a head."""
     out: Tensor = _CausalAttention.apply(query, key, value, tuple(lengths), rule, sinks)  # type: ignore[no-untyped-call]
     return out
 
@@ -138,8 +138,9 @@ class _Batch:
         """(documents, n, K, t, G, width), a view of one run of x (n, T, heads, width)."""
         start, documents = run
         part = x[:, start : start + documents * self.length]
-        part = part.unflatten(1, (documents, self.length)).unflatten(3, (self.key_heads, -1))
-        return part.permute(1, 0, 3, 2, 4, 5)
+        heads = (self.key_heads, x.shape[2] // self.key_heads)
+        split = part.view(self.n, documents, self.length, *heads, x.shape[-1])
+        return split.permute(1, 0, 3, 2, 4, 5)
 
 
 def _batches(lengths: tuple[int, ...], n: int, key_heads: int, heads: int) -> Iterator[_Batch]:
@@ -202,7 +203,7 @@ def _forward(batch: _Batch, q: Tensor, k: Tensor, v: Tensor, rule: Rule, sinks: 
 
 
 def _backward(batch: _Batch, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (m, t·G, d) still without the scale, dk (m, t, d), dv (m, t, v). q and dy carry −norm and −D in their columns."""
+    """dq (m, t·G, d) still without the scale, dk (m, t, d), dv (m, t, v). q and dy carry −norm and −D."""
     G, d, width = batch.group, q.shape[-1] - SHIFTS, v.shape[-1] - SHIFTS
     dq = q.new_empty(q.shape[0], q.shape[1], d)
     dk = q.new_zeros(*k.shape[:2], d, dtype=_wide(q))

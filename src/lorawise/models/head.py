@@ -7,10 +7,9 @@ parameter, buffer and inner module is shared), so the model itself is never touc
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lorawise.base.errors import ModelError
 
@@ -46,12 +45,17 @@ class _StandIn(nn.Module):
         return self.output(last_hidden_state=self.hidden)
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The submodule whose hidden states the head reads."""
+    return model.get_submodule(decoder_path(model))
+
+
 def decoder_path(model: PreTrainedModel) -> str:
-    """The name of the submodule whose hidden states the head reads: `model`, `transformer`, `model.decoder`."""
-    decoder = model.get_decoder()
-    for name, module in model.named_modules():
-        if module is decoder and name:
-            return name
+    """Its name: `model`, `transformer`, `model.decoder`."""
+    decoder: object = model.get_decoder()  # type: ignore[no-untyped-call]
+    names = [name for name, module in model.named_modules() if module is decoder and name]
+    if names:
+        return str(names[0])
     raise ModelError(
         f"{type(model).__name__} has no decoder apart from its head",
         expected="a decoder-only model with a head, for causal language or sequence classification",
@@ -67,8 +71,3 @@ def _with_submodule(module: nn.Module, path: list[str], stand_in: nn.Module) -> 
     inner = _with_submodule(module.get_submodule(name), rest, stand_in) if rest else stand_in
     vars(view)["_modules"] = {**module._modules, name: inner}
     return view
-
-
-def labelled(hidden: Tensor, positions: Tensor) -> Tensor:
-    """(n, P, width) of hidden (n, tokens, width)."""
-    return torch.index_select(hidden, 1, positions)

@@ -223,8 +223,10 @@ def _selection(fields: Mapping[str, Any], modules: Sequence[str]) -> dict[str, A
     targets, indices = fields.get("target_modules"), fields.get("layers_to_transform")
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = "all-linear"
-    elif not targets or fields.get("layers_pattern") or targets in PRESETS:
+    elif not targets or fields.get("layers_pattern"):
         return {"target_modules": tuple(modules)}
+    elif targets in PRESETS:
+        targets = f"(?:{targets})"  # to PEFT a regex
     excludes = fields.get("exclude_modules") or ()
     layers = None if indices is None or indices == [] else [indices] if isinstance(indices, int) else indices
     return {

@@ -2,8 +2,8 @@
 
     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²        p ← p·(1 − η·λ) − η/(1 − β₁ᵗ) · m / (√(v/(1 − β₂ᵗ)) + ε)
 
-as `torch.optim.AdamW` (Loshchilov & Hutter 2017, arXiv 1711.05101), elementwise, so slot i of n moves as it would alone.
-B's rate is `lora_plus_ratio` times A's (LoRA+, arXiv 2402.12354). g is clipped by the norm of all gradients of its slot.
+as `torch.optim.AdamW` (Loshchilov & Hutter 2017, arXiv 1711.05101), elementwise, so slot i of n moves as it would
+alone. B's rate is `lora_plus_ratio` times A's (LoRA+, arXiv 2402.12354). g is clipped by its slot's own norm.
 
 Shapes: all parameters of one group (A, B, or trained in full) are columns of one flat buffer (n, P), their gradients of
 another, so that a step is about ten tensor operations however many layers are adapted. A parameter keeps its shape:
@@ -122,14 +122,16 @@ class BankAdamW:
         for group in self._groups:
             group.gradients.zero_()
 
-    def loss_scales(self, device: torch.device) -> Tensor:
-        """(n,) fp32: what each slot's loss is multiplied by before backward."""
-        return torch.tensor(self.scales, dtype=torch.float32, device=device)
+    def loss_scales(self, like: Tensor) -> Tensor:
+        """(n,) in the type and place of `like`: what each slot's loss is multiplied by before backward."""
+        return torch.tensor(self.scales, dtype=like.dtype, device=like.device)
 
     def norms(self) -> list[float]:
         """Each slot's gradient norm over all its parameters, the loss scale divided out; not finite on overflow."""
-        squares = [torch.linalg.vector_norm(group.gradients, dim=1, dtype=torch.float64) for group in self._groups]
-        together = torch.stack([part.cpu().square() for part in squares]).sum(0).sqrt()
+        parts = [
+            torch.linalg.vector_norm(group.gradients, dim=1, dtype=_wide(group.gradients)) for group in self._groups
+        ]
+        together = torch.stack([part.double().cpu() for part in parts]).square().sum(0).sqrt()
         return [norm / scale for norm, scale in zip(together.tolist(), self.scales, strict=True)]
 
     def step(self, factors: Sequence[float]) -> Applied:
@@ -232,6 +234,11 @@ class BankAdamW:
         self._calm = [int(value) for value in saved["calm"]]
 
 
+def _wide(like: Tensor) -> torch.dtype:
+    """What norms are summed in: fp64 where the device has it."""
+    return like.dtype if like.device.type == "mps" else torch.float64
+
+
 def _shrink(settings: SlotSettings, norm: float, scale: float) -> float:
     """What a slot's gradient is multiplied by: the loss scale undone, and the clip as torch's clip_grad_norm_ does."""
     clipped = settings.clip > 0 and math.isfinite(norm)
@@ -242,7 +249,7 @@ def _grouped(parameters: Iterable[Trained], n: int) -> Iterator[tuple[Kind, list
     def key(member: Trained) -> tuple[str, str, str]:
         return member.kind, str(member.parameter.device), str(member.parameter.dtype)
 
-    for (kind, _, _), members in groupby(sorted(parameters, key=key), key=key):
+    for _, members in groupby(sorted(parameters, key=key), key=key):
         group = list(members)
         for member in group:
             _refuse_strays(member, n)
@@ -273,8 +280,8 @@ def _flatten(kind: Kind, members: list[Trained], n: int) -> _Group:
 def _views(buffer: Tensor, members: list[Trained], n: int) -> list[Tensor]:
     """The buffer's columns as each member's shape: (n, r, in) of (n, P), strided, sharing memory."""
     widths = [member.parameter.numel() // n for member in members]
-    parts = buffer.split(widths, dim=1)
+    parts = torch.split(buffer, widths, dim=1)
     return [
-        part.unflatten(1, m.parameter.shape[1:]) if m.kind in ("A", "B") else part.view(m.parameter.shape)
+        part.view(n, *m.parameter.shape[1:]) if m.kind in ("A", "B") else part.view(m.parameter.shape)
         for part, m in zip(parts, members, strict=True)
     ]

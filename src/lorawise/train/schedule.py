@@ -68,7 +68,7 @@ class Schedule:
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """Steps of warm-up: a whole number is steps, a fraction below 1 a share of the run (rounded up, never all of it)."""
+    """Steps of warm-up: a whole number is steps, a fraction a share of the run, rounded up but never all of it."""
     if isinstance(warmup, int):
         return warmup
     if not 0 <= warmup < 1:
