@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models.packed_rows import alone, packed_rows, transformers_loss
+from tests.tiny import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
 from lorawise.models.batch import to_model_batch
 from lorawise.models.forward import causal_loss
 from lorawise.models.packing import PACKED, packing_support
-from tests.models.packed_rows import alone, packed_rows, transformers_loss
-from tests.tiny import FAMILIES, tiny_model
 
 WINDOWS = {"mistral": {"sliding_window": 5}, "gemma2": {"sliding_window": 5}, "gemma3": {"sliding_window": 5}}
 PACKING = tuple(family for family in FAMILIES if family != "falcon")

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tests.models.packed_rows import packed_rows
+from tests.tiny import tiny_model
 from torch import nn
 
 from lorawise.base.errors import ModelError
@@ -9,8 +11,6 @@ from lorawise.models.attention import DOCUMENTS, document_attention, document_ca
 from lorawise.models.batch import to_model_batch
 from lorawise.models.forward import causal_loss
 from lorawise.models.packing import packing_support
-from tests.models.packed_rows import packed_rows
-from tests.tiny import tiny_model
 
 CALL = document_call(torch.tensor([[0, 1, 2, 0, 1]]), (3, 2), n=1)
 
@@ -20,11 +20,10 @@ class Attention(nn.Module):
     num_key_value_groups = 2
 
 
-def attend(tokens: int = 5, **keywords: object) -> torch.Tensor:
+def attend(**keywords: object) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, tokens, 8, generator=draw) for heads in (4, 2, 2))
-    call = {name: value for name, value in CALL.items() if name != "attention_mask"}
-    out, _ = document_attention(Attention(), query, key, value, CALL["attention_mask"], **(call | keywords))
+    query, key, value = (torch.randn(1, heads, 5, 8, generator=draw) for heads in (4, 2, 2))
+    out, _ = document_attention(Attention(), query, key, value, **(CALL | keywords))
     return out
 
 
@@ -75,11 +74,10 @@ def test_rows_that_are_not_packed_get_transformers_own_attention_and_masks(famil
 
 def test_sinks_of_rows_that_are_not_packed_equal_the_packed_ones() -> None:
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
-    packed = attend(s_aux=sinks)
-    first = attend(tokens=3, s_aux=sinks, **document_call(torch.arange(3)[None], (3,), n=1) | {"attention_mask": None})
-    alone = attend(tokens=3, s_aux=sinks, cu_seq_lens_q=None)
-    torch.testing.assert_close(first, alone)
-    assert packed.shape == (1, 5, 4, 8)
+    packed = attend(s_aux=sinks, cu_seq_lens_q=torch.tensor([0, 5]))
+    whole = attend(s_aux=sinks, cu_seq_lens_q=None, attention_mask=None)
+    torch.testing.assert_close(packed, whole)
+    assert not torch.allclose(packed, attend(cu_seq_lens_q=torch.tensor([0, 5])))
 
 
 def test_a_layer_run_again_in_backward_sees_the_documents_too() -> None:
@@ -88,7 +86,7 @@ def test_a_layer_run_again_in_backward_sees_the_documents_too() -> None:
     batch = to_model_batch(packed_rows([6, 9, 4]))
     weight = model.get_input_embeddings().weight.requires_grad_()
     (plain,) = torch.autograd.grad(causal_loss(model, batch).sums.sum(), weight)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable()
     model.train()
     (again,) = torch.autograd.grad(causal_loss(model, batch).sums.sum(), weight)
     assert torch.equal(again, plain)

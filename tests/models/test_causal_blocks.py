@@ -79,7 +79,8 @@ def test_sixteen_bits_stay_within_their_rounding_even_where_scores_are_large(
     dtype: torch.dtype, tolerance: float, rule: Rule
 ) -> None:
     lengths = [150, 3, 70, 70]
-    exact = [(2.5 * x.detach()).to(dtype).double().requires_grad_() for x in random_states(1, 6, 2, 293, d=64, width=64)]
+    states = random_states(1, 6, 2, 293, d=64, width=64)
+    exact = [(2.5 * x.detach()).to(dtype).double().requires_grad_() for x in states]
     rounded = [x.detach().to(dtype).requires_grad_() for x in exact]
     expected, ours = written_out(*exact, lengths, rule, None), causal_attention(*rounded, lengths, rule)
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
+from tests.models.packed_rows import packed_rows, padded, transformers_loss
+from tests.tiny import FAMILIES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorawise.base.errors import ModelError
 from lorawise.models import packing
 from lorawise.models.attention import DOCUMENTS
 from lorawise.models.batch import to_model_batch
+from lorawise.models.causal_blocks import Rule
 from lorawise.models.forward import causal_loss
 from lorawise.models.packing import PACKED, packing_support
-from tests.models.packed_rows import packed_rows, padded, transformers_loss
-from tests.tiny import FAMILIES, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +46,8 @@ def test_the_trial_would_see_a_window_or_a_softcap_being_ignored(family: str, mo
     model = tiny_model(family, **({"sliding_window": 4096} if family == "mistral" else {}))
     assert packing_support(model) == PACKED
     packing._supported_by_class.cache_clear()
-    rule = packing_module_rule()
-    monkeypatch.setattr("lorawise.models.attention.Rule", lambda scale, **_: rule(scale=scale))
+    monkeypatch.setattr("lorawise.models.attention.Rule", lambda scale, **_: Rule(scale=scale))
     assert "differ from the same rows alone" in packing_support(model)
-
-
-def packing_module_rule() -> type:
-    from lorawise.models.causal_blocks import Rule
-
-    return Rule
 
 
 def test_a_config_that_cannot_be_shrunk_has_the_model_itself_tried(monkeypatch: pytest.MonkeyPatch) -> None:

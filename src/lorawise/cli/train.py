@@ -20,11 +20,14 @@ def train(
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run [runs/NAME of the run file].")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in DIR.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after preflight: does it fit, is the data right.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Stop after preflight: does it fit, is the data right.")
+    ] = False,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="Hub id, folder or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DATA", help="File or hub id to train on.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over any field: --set lora.r=32. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Over any field: --set lora.r=32. Repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> Outcome:

@@ -7,8 +7,8 @@
     text                text
     classification      text, label; or a pair of texts and label
 
-A row is recognised by its keys (null counts as absent). `text` beside another format is taken for that one rendered, and
-yields. Where two others fit, the row is ambiguous and the format must be named.
+A row is recognised by its keys (null counts as absent). `text` beside another format is taken for that one rendered,
+and yields. Where two others fit, the row is ambiguous and the format must be named.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -157,8 +157,8 @@ def _unknown(record: Fields) -> str:
         return f"{found}: these are preference pairs, which are not trained here"
     for field in _CONVERSATION_FIELDS:
         if field in record:
-            keys = ", ".join(objects(record[field], field)[0])
-            return f"{found}: turns of {field} have {keys}, not role and content, nor from and value"
+            first = ", ".join(objects(record[field], field)[0])
+            return f"{found}: turns of {field} have {first}, not role and content, nor from and value"
     names: dict[str, str] = {}
     for name, keys in _alternatives():
         missing = [key for key in keys if key not in record]

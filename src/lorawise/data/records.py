@@ -225,7 +225,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(handle: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(number, line) without a byte order mark. Of a line beyond `MAX_LINE` only its beginning comes, one byte too long."""
+    """(number, line) without a byte order mark. Of a line beyond `MAX_LINE` comes the beginning, one byte too long."""
     number = 0
     while line := handle.readline(MAX_LINE + 1):
         number += 1

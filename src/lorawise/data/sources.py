@@ -80,11 +80,10 @@ def _hub_records(source: Source) -> Iterator[Record]:
 
 def _open_hub(source: Source) -> "datasets.Dataset":
     import datasets
-    import httpx
 
     try:
         found = datasets.load_dataset(source.path, source.subset, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, httpx.HTTPError) as problem:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
         said = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise DataError(
             f"{source.path} (split {source.split}) is no file here and could not be read from the hub: {said}",

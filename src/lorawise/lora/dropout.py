@@ -37,4 +37,4 @@ class Masks:
 
 def kept_share(dropout: float) -> float:
     """The probability of keeping a value, on the grid that masks are drawn on."""
-    return round((1.0 - dropout) * _LEVELS) / _LEVELS
+    return max(1, round((1.0 - dropout) * _LEVELS)) / _LEVELS

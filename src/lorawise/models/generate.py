@@ -10,7 +10,7 @@ fp32). The model answers as it is: with the adapters in use, or as the base alon
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -77,7 +77,8 @@ def _batch(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings:
     width = max(map(len, prompts))
     ids = torch.tensor([[settings.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    answer: Any = model.generate  # mypy takes it for a tensor: nn.Module.__getattr__
+    out = answer(input_ids=ids, attention_mask=mask, generation_config=settings)
     new: list[list[int]] = out[:, width:].tolist()
     return new
 
@@ -87,7 +88,7 @@ def _settings(stop_ids: Collection[int], new_tokens: int, sampling: Sampling | N
 
     stops = sorted(stop_ids)
     drawn = {} if sampling is None else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=new_tokens,
         do_sample=sampling is not None,
         eos_token_id=stops or None,
@@ -99,25 +100,18 @@ def _settings(stop_ids: Collection[int], new_tokens: int, sampling: Sampling | N
 
 @contextmanager
 def _ready(model: "PreTrainedModel") -> Iterator[None]:
-    """Eval mode, transformers' own attention (a training one may know no cache), no defaults of the checkpoint's."""
+    """Eval mode, and none of the checkpoint's own defaults (temperature, penalties), which would be filled in."""
     from transformers import GenerationConfig
 
-    training, attention, defaults = model.training, model.config._attn_implementation, model.generation_config
-    model.eval()
-    model.generation_config = GenerationConfig()
-    if attention not in _OWN_ATTENTION:
-        model.set_attn_implementation("sdpa")
+    training, defaults = model.training, model.generation_config
+    model.train(False)
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         with quiet_transformers():
             yield
     finally:
-        if attention not in _OWN_ATTENTION:
-            model.set_attn_implementation(attention)
         model.generation_config = defaults
         model.train(training)
-
-
-_OWN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
 def _until(answer: list[int], stop_ids: Collection[int]) -> list[int]:

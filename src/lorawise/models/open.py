@@ -57,8 +57,14 @@ def open_model(
             module.p = 0.0
     model.requires_grad_(False)
     model.train(False)
-    model.to(torch.device(device))
-    return model
+    return _moved(model, torch.device(device))
+
+
+def default_device() -> str:
+    """cuda where there is one, then mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _config(files: ModelFiles, labels: Sequence[str] | None) -> "PreTrainedConfig":
@@ -159,3 +165,9 @@ def _draw_head(weight: torch.Tensor, config: "PreTrainedConfig", seed: int) -> N
     drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
     with torch.no_grad():
         weight.copy_(drawn)
+
+
+def _moved(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
+    move: Any = model.to  # transformers wraps it, and its types with it
+    move(device)
+    return model

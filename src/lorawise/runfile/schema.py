@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lorawise.base.errors import ConfigError
+from lorawise.data.formats import FORMATS as ROW_FORMATS
 from lorawise.lora.config import LoraConfig
 from lorawise.runfile import fields as kinds
 from lorawise.runfile.fields import (
@@ -33,7 +34,7 @@ from lorawise.runfile.fields import (
 )
 
 TASKS = ("chat", "style", "domain", "language", "multitask", "classification")  # the rows of the guide's cheat sheet
-FORMATS = ("auto", "messages", "prompt-completion", "alpaca", "sharegpt", "text", "classification")
+FORMATS = ("auto", *ROW_FORMATS)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "nf4", "int8")
 MEMORY = ("auto", "speed", "balanced", "frugal", "offload")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -65,7 +66,8 @@ class _Settings(BaseModel):
 class DataSource(_Settings):
     path: Text = Field(description="a file or a hub id")
     weight: PositiveReal = Field(1.0, description="how often its rows are drawn, against the others")
-    split: Annotated[str | None, kind(kinds.optional(kinds.text))] = Field(None, description="of a hub data set")
+    split: Text = Field("train", description="of a hub data set, with slicing: train[:1000]")
+    subset: Annotated[str | None, kind(kinds.optional(kinds.text))] = Field(None, description="of a hub data set")
 
 
 def _sources(value: object) -> object:

@@ -1,0 +1,1 @@
+"""A plan becomes an adapter: loop, optimizer, schedule, checkpoints, preflight, evaluation."""

@@ -1,9 +1,9 @@
 """Checkpoints: everything to go on to the bit, whole or not there.
 
     checkpoints/step-000200/
-        parameters.safetensors, exp_avg.safetensors, exp_avg_sq.safetensors    masters and moments by parameter name
-        progress.json       counters, best so far, evaluations                  optimizer.json   step counts, loss scales
-        identity.json       of the run file, the data and the base              manifest.json    sha256 of each, last
+        parameter.safetensors, exp_avg.safetensors, exp_avg_sq.safetensors    masters and moments by parameter name
+        progress.json       counters, best so far, evaluations        optimizer.json   step counts, loss scales
+        identity.json       of the run file, the data and the base    manifest.json    sha256 of each, last
 
 There is no random state to keep: data order and dropout are functions of (seed, step), and the global generator is
 never used. A checkpoint that does not match its manifest is passed over for the next older one.
@@ -68,7 +68,7 @@ def newest_checkpoint(parent: Path) -> tuple[Checkpoint | None, list[Finding]]:
     if not parent.is_dir():
         return None, []
     sweep_partial(parent)
-    findings = []
+    findings: list[Finding] = []
     for _, folder in sorted(_steps(parent), reverse=True):
         problems = verify_folder(folder)
         if not problems:

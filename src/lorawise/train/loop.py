@@ -20,7 +20,7 @@ from lorawise.data.batches import BatchPlan, MicroBatch
 from lorawise.lora.adapters import Adapters
 from lorawise.report.events import StepDone
 from lorawise.train.memory import memory_errors, peak_memory
-from lorawise.train.objective import Objective
+from lorawise.train.objective import Label, NextToken
 from lorawise.train.optimizer import BankAdamW, Trained
 from lorawise.train.schedule import Schedule
 
@@ -47,7 +47,7 @@ class Trainer:
     plan: BatchPlan
     optimizer: BankAdamW
     schedules: Sequence[Schedule]
-    objective: Objective
+    objective: NextToken | Label
 
     def step(self, k: int) -> Stepped:
         """Optimizer step k = 0, 1, …; a slot whose loss or gradient is not finite does not move."""
@@ -76,7 +76,7 @@ class Trainer:
                 sums = self.objective(self.model, micro, n=self.adapters.n).sums
                 (sums * (self.optimizer.loss_scales(sums) / units)).sum().backward()  # type: ignore[no-untyped-call]
                 total = sums.detach() if total is None else total + sums.detach()
-        self.model.eval()
+        self.model.train(False)
         assert total is not None, "a step has at least one micro-batch"
         return tuple((total / units).tolist())
 

@@ -36,7 +36,9 @@ def keep_activations(model: PreTrainedModel, mode: str) -> None:
     recomputed, of = modes[mode]
     if not recomputed:
         return
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # no input has to require a gradient then
+    model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+        {"use_reentrant": False}  # then no input has to require a gradient
+    )
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for i, layer in enumerate(layers):
         layer.gradient_checkpointing = i % of < recomputed

@@ -6,7 +6,6 @@ A step's loss is Σ sums / Σ units over its micro-batches, so it does not depen
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -17,17 +16,9 @@ from lorawise.models.batch import to_model_batch
 from lorawise.models.forward import Classified, LossParts, causal_loss, classification_loss
 
 
-class Objective(Protocol):
-    """`units` of a batch are what its loss is a mean over; known before the forward pass."""
-
-    def __call__(self, model: PreTrainedModel, batch: MicroBatch, *, n: int = 1) -> LossParts: ...
-
-    def units(self, batch: MicroBatch) -> int: ...
-
-
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of the trained tokens."""
+    """Cross-entropy of the trained tokens. `units` of a batch is what its loss is a mean over."""
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch, *, n: int = 1) -> LossParts:
         return causal_loss(model, to_model_batch(batch, model.device), n=n)

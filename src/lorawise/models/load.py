@@ -1,0 +1,151 @@
+"""A base model with trained adapters over it, ready to answer: `lorawise.load`.
+
+    loaded = lorawise.load("base", adapters={"legal": "runs/legal/adapter", "brief": "runs/brief/adapter"})
+    loaded.generate("May I sublet?")                    # the first adapter is in use
+    loaded.stack({"legal": 0.7, "brief": 0.3}).generate("May I sublet?")
+    loaded.use(None).generate("May I sublet?")          # the base alone
+
+Every adapter is resident and the base is never copied, so switching costs less than a millisecond.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from lorawise.base.errors import AdapterError, ModelError
+from lorawise.base.findings import Finding
+from lorawise.data.tokenizer import ChatTokenizer
+from lorawise.lora.adapters import Adapters
+from lorawise.lora.injection import attach, task_of
+from lorawise.lora.weights import AdapterWeights
+from lorawise.models.files import ModelFiles, Progress, resolve_model
+from lorawise.models.generate import Sampling, generate
+from lorawise.models.open import HEAD, default_device, open_model
+from lorawise.store.peft_format import load_adapter, read_provenance
+from lorawise.store.provenance import Provenance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """`findings` tells of adapters that were trained over another base than this one."""
+
+    model: "PreTrainedModel"
+    tokenizer: ChatTokenizer
+    adapters: Adapters
+    files: ModelFiles
+    findings: tuple[Finding, ...] = ()
+
+    def use(self, name: str | None) -> Self:
+        """Answer with one adapter; None: the base alone."""
+        self.adapters.use(name)
+        return self
+
+    def stack(self, weights: Mapping[str, float]) -> Self:
+        """Answer with the weighted sum of several adapters' deltas."""
+        self.adapters.stack(weights)
+        return self
+
+    def scale(self, name: str, factor: float) -> Self:
+        """Multiply one adapter's scaling; 1.0 is what it was trained with."""
+        self.adapters.set_scale(name, factor)
+        return self
+
+    def prompt(self, asked: str | Messages) -> list[int]:
+        """The ids the model reads: text is one user message where there is a chat template, else plain text."""
+        if isinstance(asked, str):
+            if not self.tokenizer.has_template:
+                return [int(i) for i in self.tokenizer.encode(asked, bos=True)[0]]
+            asked = [{"role": "user", "content": asked}]
+        text = self.tokenizer.render(asked, add_generation_prompt=True)
+        return [int(i) for i in self.tokenizer.encode(text)[0]]
+
+    def generate(self, asked: str | Messages, *, max_new_tokens: int = 256, sampling: Sampling | None = None) -> str:
+        """The answer to one question or conversation: greedy, or drawn as `sampling` says."""
+        if task_of(self.model) != "CAUSAL_LM":
+            raise ModelError(
+                f"{type(self.model).__name__} classifies, it does not write", cure="call loaded.model(...).logits"
+            )
+        found = generate(
+            self.model,
+            [self.prompt(asked)],
+            stop_ids=self.tokenizer.stop_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+        return self.tokenizer.decode(found[0], skip_special_tokens=True)
+
+
+def load(
+    model: str | Path,
+    adapters: Mapping[str, str | Path] | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Loaded:
+    """Open a base model and put trained adapters over it, the first of them in use.
+
+    model      hub id, folder or .gguf file
+    adapters   name → adapter folder, ours or PEFT's; all of one task (SEQ_CLS opens a classifier with its labels)
+    dtype      auto, bfloat16, float16 or float32;  device  auto, cpu, cuda, cuda:1, mps
+
+    Raises `ModelError` or `AdapterError` with what was found, what was expected and the cure.
+    """
+    folders = {name: Path(folder).expanduser() for name, folder in (adapters or {}).items()}
+    weights = {name: load_adapter(folder) for name, folder in folders.items()}
+    histories = {name: read_provenance(folder, weights[name]) for name, folder in folders.items()}
+    files = resolve_model(model, progress=progress)
+    labels = _labels(weights, histories)
+    chosen = default_device() if device == "auto" else device
+    opened = open_model(files, dtype=dtype, device=chosen, labels=labels)
+    return Loaded(
+        model=opened,
+        tokenizer=ChatTokenizer.open(files.folder),
+        adapters=attach(opened, weights),
+        files=files,
+        findings=tuple(_other_bases(files, histories)),
+    )
+
+
+def _labels(
+    weights: Mapping[str, AdapterWeights], histories: Mapping[str, Provenance | None]
+) -> tuple[str, ...] | None:
+    """What a classifier's adapters tell apart, by the provenance of the first or as LABEL_0, LABEL_1, …"""
+    tasks = {name: each.task for name, each in weights.items()}
+    if len(set(tasks.values())) > 1:
+        raise AdapterError(
+            "these adapters are of different tasks: " + ", ".join(f"{name} {task}" for name, task in tasks.items()),
+            expected="one task a model",
+            cure="load them over two models",
+        )
+    if "SEQ_CLS" not in tasks.values():
+        return None
+    first = next(iter(weights))
+    head = weights[first].full.get(f"{HEAD}.weight")
+    if head is None:
+        raise AdapterError(f"adapter '{first}' classifies, but holds no {HEAD}.weight", cure="train it again")
+    history = histories[first]
+    told = history.run.get("labels") if history is not None else None
+    if isinstance(told, list) and len(told) == len(head):
+        return tuple(str(label) for label in told)
+    return tuple(f"LABEL_{i}" for i in range(len(head)))
+
+
+def _other_bases(files: ModelFiles, histories: Mapping[str, Provenance | None]) -> list[Finding]:
+    return [
+        Finding(
+            code="other-base",
+            level="warning",
+            message=f"adapter '{name}' was trained over {history.base or 'a base'} with other weights than {files.source}",
+            cure="answers may differ from those of the run: verify, or open the base it was trained over",
+            path=name,
+        )
+        for name, history in histories.items()
+        if history is not None and history.base_digest and history.base_digest != files.digest
+    ]

@@ -1,0 +1,100 @@
+"""What a run learns from: rows read, parted and encoded for one model's tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorawise.base.errors import DataError
+from lorawise.base.files import digest_text
+from lorawise.base.findings import Finding
+from lorawise.data.encode import encode_rows
+from lorawise.data.encoded import EncodedSet
+from lorawise.data.encoder import EncodeOptions
+from lorawise.data.read import read_rows
+from lorawise.data.rows import RowSet, Source, class_labels
+from lorawise.data.split import split_validation
+from lorawise.data.tokenizer import ChatTokenizer
+from lorawise.models.files import ModelFiles
+from lorawise.runfile import RunFile
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """`labels` are the classes of classification rows; `head` says that a head learns them, not generated text."""
+
+    tokenizer: ChatTokenizer
+    options: EncodeOptions
+    train_rows: RowSet
+    validation_rows: RowSet | None
+    train: EncodedSet
+    validation: EncodedSet | None
+    labels: tuple[str, ...] = ()
+    head: bool = False
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of everything that is trained on and evaluated, as token ids."""
+        return digest_text(self.train.digest, self.validation.digest if self.validation is not None else "")
+
+    @property
+    def skipped_rows(self) -> int:
+        return sum(self.train_rows.skipped.values()) + len(self.train.problems)
+
+
+def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
+    """`DataError` or `ConfigError` with every row that cannot be used, unless `data.on_bad` is `skip`."""
+    data = run.data
+    tokenizer = ChatTokenizer.open(files.folder)
+    rows = _read(run, [Source(path=s.path, weight=s.weight, split=s.split or "train") for s in data.train])
+    held_out = data.validation
+    apart = _read(run, [Source(path=held_out)]) if isinstance(held_out, str) else held_out
+    split = split_validation(rows, apart, run.train.seed)
+    labels = _labels(run, rows)
+    head = bool(labels) and data.labels_as == "head"
+    options = EncodeOptions(
+        max_length=run.train.max_length,
+        train_on=data.train_on,
+        classification="head" if head else "generated",
+        labels=labels,
+    )
+    train = encode_rows(split.train.rows, tokenizer, options, on_bad=data.on_bad)
+    validation = None
+    if split.validation is not None:
+        validation = encode_rows(split.validation.rows, tokenizer, options, on_bad=data.on_bad)
+    if not len(train) or (validation is not None and not len(validation)):
+        raise DataError("no row is left to train on or to evaluate", cure="look at why rows were skipped")
+    return Inputs(
+        tokenizer=tokenizer,
+        options=options,
+        train_rows=split.train,
+        validation_rows=split.validation,
+        train=train,
+        validation=validation,
+        labels=tuple(str(label) for label in labels),
+        head=head,
+        findings=(
+            *rows.findings,
+            *split.findings,
+            *train.findings,
+            *(() if validation is None else validation.findings),
+            *rows.problems,
+            *train.problems,
+        ),
+    )
+
+
+def _read(run: RunFile, sources: Sequence[Source]) -> RowSet:
+    name = None if run.data.format == "auto" else run.data.format.replace("-", "_")
+    return read_rows(sources, format=name, on_bad=run.data.on_bad)
+
+
+def _labels(run: RunFile, rows: RowSet) -> tuple[int | str, ...]:
+    if rows.kinds.get("classification"):
+        return class_labels(rows.rows)
+    if run.task == "classification":
+        raise DataError(
+            "task is classification, and the rows carry no label",
+            expected='rows such as {"text": "…", "label": "spam"}',
+            cure="add the labels, or choose another task",
+        )
+    return ()

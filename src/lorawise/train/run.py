@@ -1,0 +1,273 @@
+"""`train`: a run file becomes an adapter in a folder.
+
+    run file ─ resolve base ─ read rows ─ encode ─ open base, settle `auto`, inject ─ preflight ─ steps ─ adapter
+                                                                                          │
+                                                            folder, metrics, facts, trackers, report
+
+The folder appears once preflight has passed: a run that could not start leaves nothing behind.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorawise.base.findings import Finding
+from lorawise.lora.count import trainable_parameters
+from lorawise.models.files import resolve_model
+from lorawise.report.events import (
+    EndReason,
+    Event,
+    Noted,
+    Preflight,
+    PreflightDone,
+    Reader,
+    RunEnded,
+    RunStarted,
+)
+from lorawise.report.facts import FACTS_NAME, FactsFile
+from lorawise.report.metrics import METRICS_NAME, MetricsFile
+from lorawise.report.trackers import open_trackers
+from lorawise.runfile import RunFile, load_run_file, require_built
+from lorawise.train.checkpoint import Checkpoint, newest_checkpoint, restore
+from lorawise.train.folder import RunFolder, identity_of, require_same
+from lorawise.train.inputs import read_inputs
+from lorawise.train.memory import peak_memory
+from lorawise.train.preflight import Seen, preflight, require_passed
+from lorawise.train.session import Session
+from lorawise.train.setup import Prepared, prepare
+from lorawise.train.signals import stop_on_signal
+from lorawise.train.state import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to. Losses are in nats a trained token; None without validation rows."""
+
+    run: Path
+    adapter: Path | None
+    reason: EndReason
+    steps: int
+    tokens: int
+    trained_tokens: int
+    train_seconds: float
+    tokens_per_second: float
+    validation_loss: float | None
+    base_validation_loss: float | None
+    peak_memory: int
+    preflight: Preflight | None = None
+
+
+def train(
+    run_file: RunFile | Path | str,
+    *,
+    out: Path | str,
+    resume: bool = False,
+    dry_run: bool = False,
+    readers: Sequence[Reader] = (),
+) -> RunResult:
+    """Train the adapter that `run_file` describes into the folder `out`, telling every event to `readers`.
+
+    resume   go on from the newest whole checkpoint in `out`; of a finished run, return what is there
+    dry_run  stop after preflight; nothing is written
+    `UsageError` for what cannot be meant, `RunError` for what went wrong on the way, `Interrupted` after a signal.
+    Readers are closed in any case.
+    """
+    with contextlib.ExitStack() as stack:
+        for reader in readers:
+            stack.callback(reader.close)
+        run = run_file if isinstance(run_file, RunFile) else load_run_file(run_file)[0]
+        require_built(run)
+        folder = RunFolder(path=Path(out))
+        if not dry_run:
+            folder.require_usable(resume=resume)
+        return _train(run, folder, resume=resume and folder.started, dry_run=dry_run, readers=readers, stack=stack)
+
+
+def _train(
+    run: RunFile,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    dry_run: bool,
+    readers: Sequence[Reader],
+    stack: contextlib.ExitStack,
+) -> RunResult:
+    if resume:
+        folder.sweep()
+        run = folder.settled(run)
+    files = resolve_model(run.model)
+    inputs = read_inputs(run, files)
+    checkpoint, notes = newest_checkpoint(folder.checkpoints) if resume else (None, [])
+    if checkpoint is not None and checkpoint.progress.ended is not None:
+        return _what_is_there(folder, checkpoint, readers)
+    prepared = prepare(run, files, inputs)
+    identity = identity_of(prepared.run, data=inputs.digest, base=files.digest)
+    if checkpoint is not None:
+        require_same(checkpoint.identity, identity, checkpoint.folder)
+        restore(checkpoint, prepared.trainer.optimizer)
+    progress = checkpoint.progress if checkpoint is not None else Progress()
+    early: list[Event] = []
+    for event in _opening(prepared, folder, progress, (*notes, *prepared.findings)):
+        early.append(event)
+        _tell(readers, event)
+    report = next(event.report for event in early if isinstance(event, PreflightDone))
+    require_passed(report)
+    if dry_run:
+        return _dry_result(folder, prepared, report)
+    folder.write_run_file(prepared.run)
+    everyone = [*readers, *_own_readers(folder, prepared.run, progress.step if resume else None, stack)]
+    for event in early:
+        _tell(everyone[len(readers) :], event)
+    return _go(prepared, folder, identity, progress, everyone, report)
+
+
+def _opening(prepared: Prepared, folder: RunFolder, progress: Progress, findings: Sequence[Finding]) -> Iterator[Event]:
+    count = trainable_parameters(prepared.model)
+    train, config = prepared.run.train, prepared.adapters.configs[0]
+    yield RunStarted(
+        run=folder.path,
+        setting={
+            "r": config.r,
+            "alpha": config.alpha,
+            "scaling": config.scaling,
+            "target_modules": config.target_modules,
+            "learning_rate": train.learning_rate,
+            "schedule": train.schedule,
+            "batch_tokens": train.batch_tokens,
+            "batch_size": train.batch_size,
+            "micro_batch_tokens": train.micro_batch_tokens,
+            "memory": train.memory,
+            "model": prepared.run.model,
+            "task": prepared.run.task,
+        },
+        steps_total=prepared.total,
+        first_step=progress.step + 1,
+        epochs=prepared.trainer.plan.epoch_at(prepared.total),
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
+        tokens_per_epoch=prepared.inputs.train.tokens,
+        trained_tokens_per_epoch=prepared.inputs.train.trained_tokens,
+        device=str(prepared.model.device),
+        dtype=prepared.run.base.dtype,
+    )
+    for finding in findings:
+        yield Noted(finding=finding, step=progress.step)
+    yield PreflightDone(
+        report=preflight(
+            Seen(
+                trainer=prepared.trainer,
+                train=prepared.inputs.train,
+                validation=prepared.inputs.validation,
+                evaluation=() if prepared.evaluator is None else prepared.evaluator.batches,
+                tokenizer=prepared.inputs.tokenizer,
+                first_step=progress.step,
+                epochs=prepared.trainer.plan.epoch_at(prepared.total),
+                skipped_rows=prepared.inputs.skipped_rows,
+            )
+        )
+    )
+
+
+def _own_readers(
+    folder: RunFolder, run: RunFile, resume_at: int | None, stack: contextlib.ExitStack
+) -> Iterator[Reader]:
+    own: list[Reader] = [
+        MetricsFile(folder.path / METRICS_NAME, resume_at=resume_at),
+        FactsFile(folder.path / FACTS_NAME, resume_at=resume_at),
+        *open_trackers(run.train.trackers, folder.path),
+    ]
+    for reader in own:
+        stack.callback(reader.close)
+        yield reader
+
+
+def _go(
+    prepared: Prepared,
+    folder: RunFolder,
+    identity: dict[str, str],
+    progress: Progress,
+    readers: Sequence[Reader],
+    report: Preflight,
+) -> RunResult:
+    with stop_on_signal() as stop:
+        session = Session(prepared, folder, identity, progress, stop)
+        ended: RunEnded | None = None
+        try:
+            for event in session.events():
+                _tell(readers, event)
+                ended = event if isinstance(event, RunEnded) else ended
+        finally:
+            if ended is not None:
+                _write_report(folder.path)
+    assert ended is not None, "a session that did not raise has ended"
+    return RunResult(
+        run=folder.path,
+        adapter=ended.adapter,
+        reason=ended.reason,
+        steps=ended.step,
+        tokens=ended.tokens,
+        trained_tokens=ended.trained_tokens,
+        train_seconds=ended.seconds,
+        tokens_per_second=ended.tokens_per_second,
+        validation_loss=ended.validation_loss,
+        base_validation_loss=ended.base_validation_loss,
+        peak_memory=ended.peak_memory,
+        preflight=report,
+    )
+
+
+def _write_report(run: Path) -> None:
+    with contextlib.suppress(ModuleNotFoundError):
+        from lorawise.report.page import write_report
+
+        write_report(run)
+
+
+def _what_is_there(folder: RunFolder, checkpoint: Checkpoint, readers: Sequence[Reader]) -> RunResult:
+    """A finished run resumed: nothing is done, and a finding says so."""
+    done = checkpoint.progress
+    assert done.ended is not None
+    loss = "" if done.best_loss is None else f", validation loss {done.best_loss:.4f} at step {done.best_step}"
+    found = Finding(
+        code="already-finished",
+        level="note",
+        message=f"{folder.path} {done.ended} at step {done.step}{loss}; the adapter is in {folder.adapter}",
+        cure="choose another folder with -o to train again",
+    )
+    _tell(readers, Noted(finding=found, step=done.step))
+    return RunResult(
+        run=folder.path,
+        adapter=folder.adapter if folder.adapter.is_dir() else None,
+        reason=done.ended,
+        steps=done.step,
+        tokens=done.tokens,
+        trained_tokens=done.trained_tokens,
+        train_seconds=done.seconds,
+        tokens_per_second=done.tokens_per_second,
+        validation_loss=done.best_loss,
+        base_validation_loss=done.loss_of("base"),
+        peak_memory=done.peak_memory,
+    )
+
+
+def _dry_result(folder: RunFolder, prepared: Prepared, report: Preflight) -> RunResult:
+    return RunResult(
+        run=folder.path,
+        adapter=None,
+        reason="dry run",
+        steps=0,
+        tokens=0,
+        trained_tokens=0,
+        train_seconds=0.0,
+        tokens_per_second=0.0,
+        validation_loss=None,
+        base_validation_loss=None,
+        peak_memory=peak_memory(prepared.model.device),
+        preflight=report,
+    )
+
+
+def _tell(readers: Sequence[Reader], event: Event) -> None:
+    for reader in readers:
+        reader(event)

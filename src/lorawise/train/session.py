@@ -1,0 +1,144 @@
+"""One run in progress: the loop's steps, with evaluations, checkpoints, the best adapter and the signals between them.
+
+    (StepDone | Evaluated | Saved | Noted)* → RunEnded
+
+After step k: evaluate if due, keep the adapter if it is the best, save if due, stop if asked. A checkpoint therefore
+holds what its step's evaluation found, and a resumed run neither repeats nor skips one.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from lorawise.base.errors import DivergedError, Interrupted
+from lorawise.lora.wrapping import base_modules
+from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, RunEnded, Saved, StepDone
+from lorawise.store import Provenance, save_adapter
+from lorawise.train.checkpoint import save_checkpoint
+from lorawise.train.folder import RunFolder
+from lorawise.train.loop import steps
+from lorawise.train.setup import Prepared
+from lorawise.train.signals import StopRequest
+from lorawise.train.state import Progress
+
+
+class Session:
+    """`progress` is current after every event."""
+
+    def __init__(
+        self, prepared: Prepared, folder: RunFolder, identity: Mapping[str, str], progress: Progress, stop: StopRequest
+    ) -> None:
+        self.prepared = prepared
+        self.folder = folder
+        self.identity = identity
+        self.progress = progress
+        self.stop = stop
+
+    def events(self) -> Iterator[Event]:
+        """Until the run is over; `Interrupted` after a signal, `DivergedError` when the loss is not finite."""
+        progress, train = self.progress, self.prepared.run.train
+        if progress.loss_of("base") is None:
+            yield from self._evaluate("base")
+        try:
+            for done in steps(self.prepared.trainer, first=progress.step, total=self.prepared.total):
+                self.progress = self.progress.after(done)
+                yield done
+                if self._due(done, train.eval_every):
+                    yield from self._evaluate("validation")
+                if train.early_stopping is not None and self.progress.waited >= train.early_stopping:
+                    break
+                if self.stop and done.step < self.prepared.total:
+                    yield from self._interrupt()
+                if self._due(done, train.save_every) and done.step < self.prepared.total:
+                    yield self._save()
+        except DivergedError:
+            yield from self._give_up("diverged")
+            raise
+        early = self.progress.step < self.prepared.total
+        yield from self._finish("stopped early" if early else "finished")
+
+    def _due(self, done: StepDone, every: int | str) -> bool:
+        if done.step == self.prepared.total:
+            return True
+        if every == "epoch":
+            return int(done.epoch) > int(self.prepared.trainer.plan.epoch_at(done.step - 1))
+        return done.step % int(every) == 0
+
+    def _evaluate(self, name: EvaluationName) -> Iterator[Evaluated]:
+        if self.prepared.evaluator is None:
+            return
+        event = self.prepared.evaluator(self.progress.step, name)
+        event = replace(event, best=name == "validation" and self.progress.improves(event.loss))
+        self.progress = self.progress.evaluated(event)
+        if event.best:
+            self._keep_adapter()
+        yield event
+
+    def _interrupt(self) -> Iterator[Event]:
+        yield self._save()
+        yield self._ended("interrupted")
+        raise Interrupted(
+            f"{self.stop.name} after step {self.progress.step} of {self.prepared.total}; everything is saved",
+            cure=f"go on with: lorawise train --resume -o {self.folder.path}",
+        )
+
+    def _give_up(self, reason: EndReason) -> Iterator[Event]:
+        """Keep the last good state: a checkpoint, and an adapter if no evaluation chose one."""
+        if self.progress.best_step is None and self.progress.step:
+            self._keep_adapter()
+        if self.progress.step:
+            yield self._save()
+        yield self._ended(reason)
+
+    def _finish(self, reason: EndReason) -> Iterator[Event]:
+        if self.progress.best_step is None:
+            self._keep_adapter()
+        self.progress = replace(self.progress, ended=reason)
+        yield self._save()
+        yield self._ended(reason)
+
+    def _save(self) -> Saved:
+        path = save_checkpoint(
+            self.folder.checkpoints,
+            self.progress,
+            self.prepared.trainer.optimizer,
+            self.identity,
+            keep=self.prepared.run.train.keep_checkpoints,
+        )
+        return Saved(step=self.progress.step, path=path)
+
+    def _keep_adapter(self) -> None:
+        inputs, run, adapters = self.prepared.inputs, self.prepared.run, self.prepared.adapters
+        save_adapter(
+            self.folder.adapter,
+            adapters.weights(adapters.names[0]),
+            base=run.model,
+            provenance=Provenance(
+                base_digest=self.prepared.files.digest,
+                tokenizer_digest=inputs.tokenizer.digest,
+                template_digest=inputs.tokenizer.template_digest,
+                data_digest=inputs.digest,
+                run={
+                    "step": self.progress.step,
+                    "validation_loss": self.progress.loss_of("validation", self.progress.step),
+                    "labels": list(inputs.labels),
+                    "settings": run.model_dump(mode="json"),
+                },
+            ),
+            modules=[name for name, _ in base_modules(self.prepared.model)],
+        )
+
+    def _ended(self, reason: EndReason) -> RunEnded:
+        p = self.progress
+        return RunEnded(
+            reason=reason,
+            step=p.step,
+            tokens=p.tokens,
+            trained_tokens=p.trained_tokens,
+            seconds=p.seconds,
+            tokens_per_second=p.tokens_per_second,
+            peak_memory=p.peak_memory,
+            validation_loss=p.best_loss,
+            base_validation_loss=p.loss_of("base"),
+            best_step=p.best_step,
+            adapter=self.folder.adapter if self.folder.adapter.is_dir() else None,
+        )

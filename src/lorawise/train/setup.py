@@ -1,0 +1,171 @@
+"""From a run file to a trainer: the base opened, every `auto` settled, adapters in, optimizer and evaluator ready."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from lorawise.base.findings import Finding
+from lorawise.data.batches import BatchOptions, BatchPlan, eval_batches
+from lorawise.lora.adapters import Adapters
+from lorawise.lora.config import LoraConfig
+from lorawise.lora.injection import inject
+from lorawise.models.dtypes import choose_dtype
+from lorawise.models.files import ModelFiles
+from lorawise.models.open import HEAD, open_model
+from lorawise.models.packing import PACKED, packing_support
+from lorawise.runfile import RunFile
+from lorawise.train.evaluate import Evaluator, Questions, questions_of
+from lorawise.train.inputs import Inputs
+from lorawise.train.loop import Trainer, trained_parameters
+from lorawise.train.memory import choose_mode, choose_tokens, keep_activations
+from lorawise.train.objective import objective_of
+from lorawise.train.optimizer import BankAdamW, SlotSettings
+from lorawise.train.schedule import Schedule, warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """`run` is the file with every `auto` settled."""
+
+    run: RunFile
+    files: ModelFiles
+    inputs: Inputs
+    trainer: Trainer
+    evaluator: Evaluator | None
+    total: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.trainer.model
+
+    @property
+    def adapters(self) -> Adapters:
+        return self.trainer.adapters
+
+
+def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
+    """Everything up to the first forward pass. What `run` leaves `auto` is chosen here, once."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = run.with_values({"base.dtype": choose_dtype(files.folder, run.base.dtype, device).name})
+    labels = inputs.labels if inputs.head else None
+    model = open_model(files, dtype=run.base.dtype, device=device, labels=labels, seed=run.train.seed)
+    layout, findings = _layout(run, model)
+    run = _settled(run, model, inputs)
+    options = _batch_options(run, inputs, packed=layout == PACKED)
+    plan = BatchPlan(inputs.train, options)
+    total = run.train.steps or plan.steps_in(run.train.epochs or 1.0)
+    schedule = Schedule(name=run.train.schedule, total=total, warmup=warmup_steps(run.train.warmup, total))
+    adapters = inject(model, lora_config(run, head=inputs.head))
+    keep_activations(model, run.train.memory)
+    optimizer = BankAdamW(trained_parameters(adapters), [slot_settings(run)], scaled=run.base.dtype == "float16")
+    trainer = Trainer(
+        model=model,
+        adapters=adapters,
+        plan=plan,
+        optimizer=optimizer,
+        schedules=(schedule,),
+        objective=objective_of("SEQ_CLS" if inputs.head else "CAUSAL_LM"),
+    )
+    return Prepared(
+        run=run,
+        files=files,
+        inputs=inputs,
+        trainer=trainer,
+        evaluator=_evaluator(run, trainer, inputs, options),
+        total=total,
+        findings=(*inputs.findings, *findings),
+    )
+
+
+def lora_config(run: RunFile, *, head: bool) -> LoraConfig:
+    """The adapter's setting; a classification head is trained in full beside it."""
+    config = run.lora_config()
+    if head and HEAD not in config.modules_to_save:
+        config = replace(config, modules_to_save=(*config.modules_to_save, HEAD))
+    return config
+
+
+def slot_settings(run: RunFile) -> SlotSettings:
+    train = run.train
+    return SlotSettings(
+        learning_rate=train.learning_rate,
+        lora_plus_ratio=train.lora_plus_ratio,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        eps=train.eps,
+        clip=train.clip or 0.0,
+    )
+
+
+def _layout(run: RunFile, model: PreTrainedModel) -> tuple[str, tuple[Finding, ...]]:
+    if not run.train.packing:
+        return "padded", ()
+    support = packing_support(model)
+    if support == PACKED:
+        return PACKED, ()
+    note = Finding(
+        code="no-packing",
+        level="note",
+        message=f"rows are trained one document a row, not packed: {support}",
+        cure="train.packing: false says so in the run file",
+    )
+    return "padded", (note,)
+
+
+def _settled(run: RunFile, model: PreTrainedModel, inputs: Inputs) -> RunFile:
+    train, lengths = run.train, inputs.train.lengths
+    longest = int(lengths.max())
+    step = train.batch_tokens or int(train.batch_size or 1) * longest
+    values: dict[str, object] = {}
+    if train.micro_batch_tokens == "auto":
+        mode = "frugal" if train.memory == "frugal" else "speed"
+        values["train.micro_batch_tokens"] = choose_tokens(model, step=step, longest=longest, mode=mode)
+    if train.memory == "auto":
+        tokens = values.get("train.micro_batch_tokens", train.micro_batch_tokens)
+        values["train.memory"] = choose_mode(model, int(str(tokens)))
+    return run.with_values(values)
+
+
+def _batch_options(run: RunFile, inputs: Inputs, *, packed: bool) -> BatchOptions:
+    train = run.train
+    assert isinstance(train.micro_batch_tokens, int), "settled above"
+    return BatchOptions(
+        layout="packed" if packed else "padded",
+        batch_tokens=train.batch_tokens,
+        batch_size=train.batch_size,
+        micro_batch_tokens=train.micro_batch_tokens,
+        micro_batch_size=None if train.micro_batch_size == "auto" else train.micro_batch_size,
+        seed=train.seed,
+        pad_id=inputs.tokenizer.pad_id,
+    )
+
+
+def _evaluator(run: RunFile, trainer: Trainer, inputs: Inputs, options: BatchOptions) -> Evaluator | None:
+    if inputs.validation is None:
+        return None
+    return Evaluator(
+        model=trainer.model,
+        adapters=trainer.adapters,
+        batches=eval_batches(inputs.validation, options),
+        objective=objective_of("SEQ_CLS" if inputs.head else "CAUSAL_LM"),
+        questions=_questions(run, trainer.model, inputs),
+        labels=inputs.labels,
+    )
+
+
+def _questions(run: RunFile, model: PreTrainedModel, inputs: Inputs) -> Questions | None:
+    """The first `eval_generate` validation rows; for labels as generated text all of them unless it says fewer."""
+    assert inputs.validation_rows is not None
+    generated_labels = bool(inputs.labels) and not inputs.head
+    count = run.train.eval_generate or (len(inputs.validation_rows) if generated_labels else 0)
+    if not count or inputs.head:
+        return None
+    return questions_of(
+        inputs.validation_rows.rows[:count],
+        inputs.tokenizer,
+        inputs.options,
+        inputs.train.stop_ids,
+        window=getattr(model.config, "max_position_embeddings", None) or 1 << 30,
+    )
