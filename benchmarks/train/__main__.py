@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.train.cases import CASES, ROWS_PER_STEP, Case, write_rows
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.train.cases import CASES, ROWS_PER_STEP, Case, write_rows
 from lorawise.data.encode import EncodeOptions, encode_rows
 from lorawise.data.read import read_rows
 from lorawise.data.sources import Source
@@ -61,7 +61,9 @@ def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Pa
             print(f"{case.name} round {number + 1}/{repeats}: {arm}", file=sys.stderr)
             folder = scratch / f"{arm.replace(' ', '-')}-{number}"
             folder.mkdir()
-            done[arm] = ours(case, model, train, folder) if arm == "lorawise" else peer(case, model, tokenised, arm, folder)
+            done[arm] = (
+                ours(case, model, train, folder) if arm == "lorawise" else peer(case, model, tokenised, arm, folder)
+            )
             if not min(done[arm]["gradient_norms"]) > 0:
                 raise SystemExit(f"{arm} did not train: gradient norms {done[arm]['gradient_norms']}")
             done[arm]["tokens_per_second"] = tokens / done[arm]["seconds"]
@@ -77,7 +79,11 @@ def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Pa
         "real_tokens": tokens,
         "validation_loss": losses,
         "rounds": rounds,
-        "machine": {"cores": os.cpu_count(), "threads": THREADS, "processor": platform.processor() or platform.machine()},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": THREADS,
+            "processor": platform.processor() or platform.machine(),
+        },
         "versions": {name: version(name) for name in ("lorawise", "torch", "transformers", "peft", "trl")},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
@@ -86,7 +92,9 @@ def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Pa
 def tokenise(path: Path, model: Path, case: Case) -> tuple[Path, int]:
     """The rows as every arm trains them: ids and labels; and the number of real tokens."""
     tokenizer = ChatTokenizer.open(model)
-    encoded = encode_rows(read_rows([Source(path=str(path))]).rows, tokenizer, EncodeOptions(max_length=case.max_length))
+    encoded = encode_rows(
+        read_rows([Source(path=str(path))]).rows, tokenizer, EncodeOptions(max_length=case.max_length)
+    )
     target = path.with_suffix(".tokens.jsonl")
     with target.open("w") as out:
         for row in encoded:
@@ -118,9 +126,7 @@ def ours(case: Case, model: Path, train: Path, folder: Path) -> dict[str, Any]:
         )
     )
     out = folder / "run"
-    answer = json.loads(
-        _python("-m", "lorawise.cli", "train", str(run_file), "-o", str(out), "--json", capture=True)
-    )
+    answer = json.loads(_python("-m", "lorawise.cli", "train", str(run_file), "-o", str(out), "--json", capture=True))
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "seconds": answer["train_seconds"],
@@ -168,7 +174,11 @@ def judge(model: Path, held: Path, adapters: dict[str, str], scratch: Path) -> d
 
 
 def _python(*arguments: str, capture: bool = False) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(THREADS),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     run = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{' '.join(arguments[:3])} failed:\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
@@ -178,7 +188,15 @@ def _python(*arguments: str, capture: bool = False) -> str:
 def show(result: dict[str, Any]) -> None:
     rounds = result["rounds"]
     table = Table(title=f"{result['case']['name']}: {result['rows']} rows, {result['real_tokens']:,} real tokens")
-    for heading in ("arm", "real tokens/s", "lorawise is", "peak memory", "of its memory", "validation loss", "gradient norm"):
+    for heading in (
+        "arm",
+        "real tokens/s",
+        "lorawise is",
+        "peak memory",
+        "of its memory",
+        "validation loss",
+        "gradient norm",
+    ):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in rounds[0]:
         speed = statistics.median(done[arm]["tokens_per_second"] for done in rounds)
@@ -191,7 +209,13 @@ def show(result: dict[str, Any]) -> None:
         norms = [norm for done in rounds for norm in done[arm]["gradient_norms"]]
         loss = result["validation_loss"][arm]
         table.add_row(
-            arm, f"{speed:.0f}", faster, f"{memory / 1e9:.2f} GB", least, f"{loss:.3f}", f"{min(norms):.2f}–{max(norms):.2f}"
+            arm,
+            f"{speed:.0f}",
+            faster,
+            f"{memory / 1e9:.2f} GB",
+            least,
+            f"{loss:.3f}",
+            f"{min(norms):.2f}–{max(norms):.2f}",
         )
     Console().print(table)
     machine = result["machine"]

@@ -2,8 +2,8 @@
 
 guide   the guide's script: transformers Trainer over a PEFT model, batch 4, accumulation 4, with the names it uses that
         have changed since put right and labels given (as written it has none, and Trainer refuses)
-trl     TRL's SFTTrainer at CPU settings tried here: no checkpointing, batch × accumulation as the job says, rows grouped
-        by length when more than one is in a batch
+trl     TRL's SFTTrainer at CPU settings tried here: no checkpointing, batch × accumulation as the job says, rows
+        grouped by length when more than one is in a batch
 
 Both read rows already tokenised and labelled, so that the same tokens are trained. The dtype is bf16, dropout 0.
 """

@@ -3,10 +3,10 @@
     {"intent": "refund", "order": "K-4821", "customer": {"name": "Ines", "city": null},
      "items": [{"product": "desk lamp", "qty": 2}], "urgent": false}
 
-What makes it worth learning: names, cities and products of the test are not in the training data, nor are some of its
-sentences; several items in one message; a nested object; numbers, dates and people that must not be taken for the order
-or the customer; fields that are not mentioned and become null. A careful person gets every row right: the intent is what
-is asked for, the customer is who writes, urgent is said in words.
+What makes it worth learning: names, cities and products of the test are not in the training data, nor are some of
+its sentences; several items in one message; a nested object; numbers, dates and people that must not be taken for the
+order or the customer; fields that are not mentioned and become null. A careful person gets every row right: the intent
+is what is asked for, the customer is who writes, urgent is said in words.
 """
 
 import json
@@ -21,23 +21,25 @@ SIZES = {"train": 420, "validation": 60, "test": 100}
 SEED = 20261124
 
 NAMES = {
-    "train": "Ines Tom Priya Marek Lucia Owen Farah Jonas Mei Oscar Ruth Diego Hanna Viktor Amara Felix Noor Greta Ivan "
-    "Leila Bruno Signe Kofi Paula Emil Tara Anton Yusuf Clara Henrik Zoe Mateo Olga Samir Nadia Karl Elena Hugo",
+    "train": "Ines Tom Priya Marek Lucia Owen Farah Jonas Mei Oscar Ruth Diego Hanna Viktor Amara Felix Noor Greta "
+    "Ivan Leila Bruno Signe Kofi Paula Emil Tara Anton Yusuf Clara Henrik Zoe Mateo Olga Samir Nadia Karl Elena Hugo",
     "validation": "Rosa Stefan Aiko Dmitri Wanda Idris Linnea Paulo",
     "test": "Astrid Babak Celine Dario Edith Fabio Gwen Hasan Imke Jarek Keiko Lars Malika Nils Oriana Petra Quentin",
 }
 CITIES = {
-    "train": "Porto Leeds Graz Oslo Turin Ghent Malmo Cork Lyon Bonn Gdansk Bergen Seville Utrecht Brno Tampere Basel Split",
+    "train": "Porto Leeds Graz Oslo Turin Ghent Malmo Cork Lyon Bonn Gdansk Bergen Seville Utrecht Brno Tampere Basel "
+    "Split",
     "validation": "Aarhus Nantes Girona Ulm",
     "test": "Bilbao Zagreb Dundee Trieste Rostock Lugano Tartu",
 }
 PRODUCTS = {
-    "train": "desk lamp|water bottle|yoga mat|phone case|coffee grinder|wool hat|garden hose|picture frame|kettle|backpack|"
-    "wall clock|bread board|bath towel|bike light|usb cable|rain jacket|door mat|tea pot|board game|floor rug|"
-    "hand mixer|tool bag|pillow|headset|running shoes|plant pot|office chair|mirror|notebook|toaster|camping stove|blanket",
+    "train": "desk lamp|water bottle|yoga mat|phone case|coffee grinder|wool hat|garden hose|picture frame|kettle|"
+    "backpack|wall clock|bread board|bath towel|bike light|usb cable|rain jacket|door mat|tea pot|board game|floor rug|"
+    "hand mixer|tool bag|pillow|headset|running shoes|plant pot|office chair|mirror|notebook|toaster|"
+    "camping stove|blanket",
     "validation": "paper lantern|salt mill|keyboard|winter gloves|storage basket|hair dryer",
-    "test": "egg timer|bird feeder|monitor stand|leather belt|spice rack|hiking poles|night light|laundry bag|travel mug|"
-    "cutting board|book stand|sewing kit|swim goggles|cake tin",
+    "test": "egg timer|bird feeder|monitor stand|leather belt|spice rack|hiking poles|night light|laundry bag|"
+    "travel mug|cutting board|book stand|sewing kit|swim goggles|cake tin",
 }
 
 GREETINGS = ("Hi,", "Hello,", "Good morning,", "Hey there,", "Dear team,", "Hello support,", "Hi all,", "")
@@ -115,7 +117,13 @@ REQUESTS = {
     },
 }
 ORDERS = {
-    "train": ("My order is {order}.", "Order number {order}.", "It is order {order}.", "The order is {order}.", "(order {order})"),
+    "train": (
+        "My order is {order}.",
+        "Order number {order}.",
+        "It is order {order}.",
+        "The order is {order}.",
+        "(order {order})",
+    ),
     "test": ("You find it under order {order}.", "The number of the order is {order}."),
 }
 URGENT = {
@@ -174,9 +182,17 @@ def row(draw: Draw) -> dict[str, object]:
     name, city = draw.word(NAMES), draw.word(CITIES) if draw.chance(0.4) else None
     order = f"{draw.of('ABDEFGHKLMNPRST')}-{draw.random.randrange(1000, 10000)}" if draw.chance(0.75) else None
     products = draw.random.sample(PRODUCTS[draw.part].split("|"), draw.random.choices((1, 2, 3), (5, 4, 1))[0])
-    items = [{"product": product, "qty": draw.random.choices((1, 2, 3, 4, 5), (6, 3, 2, 1, 1))[0]} for product in products]
+    items = [
+        {"product": product, "qty": draw.random.choices((1, 2, 3, 4, 5), (6, 3, 2, 1, 1))[0]} for product in products
+    ]
     intent, urgent = draw.of(tuple(REQUESTS)), draw.chance(0.3)
-    answer = {"intent": intent, "order": order, "customer": {"name": name, "city": city}, "items": items, "urgent": urgent}
+    answer = {
+        "intent": intent,
+        "order": order,
+        "customer": {"name": name, "city": city},
+        "items": items,
+        "urgent": urgent,
+    }
     message = _message(draw, answer)
     turns = (("system", SYSTEM), ("user", message), ("assistant", json.dumps(answer)))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}

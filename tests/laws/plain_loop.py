@@ -16,8 +16,8 @@ class Rates:
 
     A: float = 1e-3
     B: float = 1e-3
-    eps_A: float = 1e-8
-    eps_B: float = 1e-8
+    eps_a: float = 1e-8
+    eps_b: float = 1e-8
 
 
 def token_ids(rows: int = 2, length: int = 8, seed: int = 0) -> Tensor:
@@ -79,6 +79,6 @@ def _adam(
     first.mul_(0.9).add_(0.1 * grad)
     second.mul_(0.999).add_(0.001 * grad * grad)
     for i, rate in enumerate(rates):
-        lr, eps = (rate.A, rate.eps_A) if kind == "A" else (rate.B, rate.eps_B)
+        lr, eps = (rate.A, rate.eps_a) if kind == "A" else (rate.B, rate.eps_b)
         denominator = (second[i] / (1 - 0.999**count)).sqrt() + eps
         parameter[i] -= lr * ((first[i] / (1 - 0.9**count)) / denominator)

@@ -22,9 +22,9 @@ def _losses(scaling: float, rates: Rates, *, gain: float, dtype: torch.dtype) ->
 
 
 def _three_ways(k: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    by_scaling = _losses(k, Rates(A=LR, B=LR, eps_A=EPS, eps_B=EPS), gain=1.0, dtype=dtype)
-    by_rate = _losses(1.0, Rates(A=LR, B=k * LR, eps_A=EPS, eps_B=EPS / k), gain=1.0, dtype=dtype)
-    by_init = _losses(1.0, Rates(A=k * LR, B=LR, eps_A=EPS / k, eps_B=EPS), gain=k, dtype=dtype)
+    by_scaling = _losses(k, Rates(A=LR, B=LR, eps_a=EPS, eps_b=EPS), gain=1.0, dtype=dtype)
+    by_rate = _losses(1.0, Rates(A=LR, B=k * LR, eps_a=EPS, eps_b=EPS / k), gain=1.0, dtype=dtype)
+    by_init = _losses(1.0, Rates(A=k * LR, B=LR, eps_a=EPS / k, eps_b=EPS), gain=k, dtype=dtype)
     return by_scaling, by_rate, by_init
 
 
@@ -34,7 +34,7 @@ def test_scaling_by_a_power_of_two_equals_the_rates_to_the_bit(power: int) -> No
     by_scaling, by_rate, by_init = _three_ways(2.0**power, torch.float32)
     assert torch.equal(by_scaling, by_rate)
     assert torch.equal(by_scaling, by_init)
-    plain = _losses(1.0, Rates(A=LR, B=LR, eps_A=EPS, eps_B=EPS), gain=1.0, dtype=torch.float32)
+    plain = _losses(1.0, Rates(A=LR, B=LR, eps_a=EPS, eps_b=EPS), gain=1.0, dtype=torch.float32)
     assert not torch.allclose(plain, by_scaling, rtol=1e-5)
 
 
@@ -49,5 +49,5 @@ def test_scaling_by_any_factor_equals_the_rates_to_rounding(k: float) -> None:
 def test_scaling_is_not_both_rates() -> None:
     k = 4.0
     by_scaling, _, _ = _three_ways(k, torch.float64)
-    both = _losses(1.0, Rates(A=k * LR, B=k * LR, eps_A=EPS, eps_B=EPS), gain=1.0, dtype=torch.float64)
+    both = _losses(1.0, Rates(A=k * LR, B=k * LR, eps_a=EPS, eps_b=EPS), gain=1.0, dtype=torch.float64)
     assert (by_scaling[-1] - both[-1]).abs() > 1e-4

@@ -50,6 +50,6 @@ def test_activation_checkpointing_over_a_frozen_base_brings_every_gradient() -> 
     plain = {name: p.grad for name, p in adapters.trainable()}
     for _, p in adapters.trainable():
         p.grad = None
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     slot_losses(model, token_ids(), 1).sum().backward()
     assert all(torch.equal(p.grad, plain[name]) for name, p in adapters.trainable())

@@ -127,7 +127,7 @@ def test_dropout_keeps_the_mean() -> None:
 def test_dropout_without_a_draw_is_refused() -> None:
     net = Net().train()
     inject(net, config(dropout=0.1))
-    with pytest.raises(AdapterError, match="adapters.draw"):
+    with pytest.raises(AdapterError, match=r"adapters\.draw"):
         net(rows())
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 import typer
 
@@ -23,38 +24,38 @@ from lorawise.cli.train import train
 
 WHERE_TO_REPORT = "https://github.com/lorawise/lorawise/issues"
 
+HELP = ("-h", "--help")
+
 app = typer.Typer(
     name="lorawise",
     add_completion=False,
-    no_args_is_help=True,
+    add_help_option=False,  # its parsing would load pydantic (0.2 s) before every command; `_of_the_whole` answers
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(HELP)},
 )
-for name, command in {"demo": demo, "train": train, "eval": evaluate, "chat": chat}.items():
-    app.command(name)(command)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"lorawise {__version__}")
-        raise typer.Exit()
+app.command("demo")(demo)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("chat")(chat)
 
 
 @app.callback()
-def lorawise(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-) -> None:
+def lorawise() -> None:
     """LoRA without guesswork: train an adapter, see that it works, talk to it.
 
-    Every command takes --json. `lorawise COMMAND --help` says what it wants.
+    Every command takes --json. `lorawise COMMAND --help` says what it wants, `lorawise --version` which one this is.
     """
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Nothing escapes but what ends the interpreter itself."""
+    arguments = arguments or ["--help"]
     as_json = "--json" in arguments
     try:
+        if (told := _of_the_whole(arguments[0])) is not None:
+            print(told)
+            return 0
         outcome = _work(arguments, quiet_stdout=as_json)
         if as_json and (outcome.document or outcome.exit_code):
             print(json.dumps(outcome.document, allow_nan=False, ensure_ascii=False))
@@ -68,8 +69,18 @@ def run(arguments: Sequence[str]) -> int:
     return outcome.exit_code
 
 
+def _of_the_whole(option: str) -> str | None:
+    """What `lorawise --help` and `lorawise --version` print."""
+    if option == "--version":
+        return f"lorawise {__version__}"
+    if option not in HELP:
+        return None
+    command = typer.main.get_command(app)
+    return command.get_help(command.make_context("lorawise", [], resilient_parsing=True))
+
+
 def _work(arguments: Sequence[str], *, quiet_stdout: bool) -> Outcome:
-    wants_help = bool({"-h", "--help", "--version"} & set(arguments))
+    wants_help = bool(set(HELP) & set(arguments))
     aside = contextlib.redirect_stdout(sys.stderr) if quiet_stdout and not wants_help else contextlib.nullcontext()
     try:
         with aside:
@@ -123,6 +134,6 @@ def _failure(error: Mapping[str, str], exit_code: int) -> Outcome:
     return Outcome(document={"error": dict(error)}, prose="\n".join(lines), exit_code=exit_code)
 
 
-def _say(text: str, stream: object) -> None:
+def _say(text: str, stream: TextIO) -> None:
     if text:
-        print(text, file=stream)  # type: ignore[call-overload]
+        print(text, file=stream)

@@ -13,9 +13,9 @@ and yields. Where two others fit, the row is ambiguous and the format must be na
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
-from lorawise.base.errors import nearest
 from lorawise.base.registry import Registry
 from lorawise.data.causes import BadRow
 from lorawise.data.jsonvalue import kind_of
@@ -129,7 +129,8 @@ def _alpaca(record: Fields, where: Where) -> Row:
 
 @register("text", ("text",))
 def _plain_text(record: Fields, where: Where) -> Row:
-    return Row(kind="text", where=where, text=_text(record, "text"))
+    (field,) = _first_held(record, (("text",),))
+    return Row(kind="text", where=where, text=_text(record, field))
 
 
 @register("classification", *((*texts, "label") for texts in _TEXTS))
@@ -159,20 +160,18 @@ def _unknown(record: Fields) -> str:
         if field in record:
             first = ", ".join(objects(record[field], field)[0])
             return f"{found}: turns of {field} have {first}, not role and content, nor from and value"
-    names: dict[str, str] = {}
-    for name, keys in _alternatives():
-        missing = [key for key in keys if key not in record]
-        near = [key for key in missing if nearest(key, list(record)).startswith("did you mean")]
-        if len(keys) > len(missing) or near:
-            names.setdefault(name, " + ".join(sorted(keys)))
-    offered = names or {name: " + ".join(sorted(FORMATS[name].keys[0])) for name in FORMATS}
-    return f"{found}; {'nearest' if names else 'known'}: " + ", ".join(f"{n} ({k})" for n, k in offered.items())
+    alternatives = [(name, keys) for name in FORMATS for keys in FORMATS[name].keys]
+    name, keys = max(alternatives, key=lambda alternative: _closeness(alternative[1], record))
+    if _closeness(keys, record):
+        return f"{found}; the nearest is {name} ({' + '.join(sorted(keys))})"
+    known = ", ".join(f"{name} ({' + '.join(sorted(FORMATS[name].keys[0]))})" for name in FORMATS)
+    return f"{found}; known: {known}"
 
 
-def _alternatives() -> Iterator[tuple[str, frozenset[str]]]:
-    for name in FORMATS:
-        for keys in FORMATS[name].keys:
-            yield name, keys
+def _closeness(keys: frozenset[str], record: Fields) -> float:
+    """Share of `keys` that the record holds or nearly spells."""
+    held = [key in record or 0.9 * bool(get_close_matches(key, list(record), n=1, cutoff=0.75)) for key in keys]
+    return sum(held) / len(held)
 
 
 def _conversation(messages: tuple[Message, ...], trained: tuple[int, ...], record: Fields, where: Where) -> Row:

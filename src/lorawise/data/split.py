@@ -38,7 +38,7 @@ def split_validation(rows: RowSet, validation: RowSet | float | int | None, seed
         findings = (*_leaks(rows, validation), *_too_few(validation))
         return Split(train=rows, validation=validation, findings=findings)
     chosen = _choose(rows, _count(validation, len(rows)), seed)
-    held_out = replace(rows, rows=tuple(row for i, row in enumerate(rows) if i in chosen), findings=())
+    held_out = RowSet(rows=tuple(row for i, row in enumerate(rows) if i in chosen))
     train = replace(rows, rows=tuple(row for i, row in enumerate(rows) if i not in chosen))
     return Split(train=train, validation=held_out, findings=tuple(_too_few(held_out)))
 
@@ -67,7 +67,7 @@ def _choose(rows: RowSet, wanted: int, seed: int) -> frozenset[int]:
             chosen += groups[fingerprint]
     if not chosen or len(chosen) == len(rows):
         raise DataError(
-            f"{len(rows)} rows in {len(groups)} distinct one(s) cannot be parted into train and {wanted} for validation",
+            f"{len(rows)} rows ({len(groups)} distinct) cannot be parted into train and {wanted} for validation",
             expected="duplicates on one side only, and rows on both",
             cure="take the duplicates out, change the share, or give a validation file",
         )

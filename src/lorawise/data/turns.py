@@ -66,7 +66,7 @@ def from_sharegpt(value: object, field: str) -> list[Mapping[str, Any]]:
 
 def read_tools(value: object) -> tuple[Mapping[str, Any], ...] | None:
     """The functions a conversation may call: a list of objects, or the same as JSON in a string."""
-    if value is None or value == "" or value == []:
+    if value in (None, "") or json_value(value, "tools") in (None, [], ()):
         return None
     return tuple(objects(value, "tools"))
 

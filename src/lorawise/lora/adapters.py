@@ -16,7 +16,7 @@ from lorawise.lora.bank import BankLayer
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.full_modules import FullLayer
 from lorawise.lora.routing import BANK, BASE, Route, Routing, single
-from lorawise.lora.slots import as_saved, held, hold, lacking, misfits
+from lorawise.lora.slots import as_saved, held, hold, misfits, require_fit
 from lorawise.lora.weights import AdapterWeights
 from lorawise.lora.wrapping import layers_of
 
@@ -151,11 +151,7 @@ class Adapters:
         """
         self._require_unmerged()
         check_names([*self.names, name])
-        if problems := [*misfits(self.model, weights), *lacking(self.model, weights)]:
-            raise AdapterError(
-                f"adapter '{name}' does not fit {type(self.model).__name__}:\n  " + "\n  ".join(problems),
-                cure="load it over the base model that it was trained on",
-            )
+        require_fit(self.model, name, weights)
         if self.n == 1 and self.routing.route is BANK:
             self.routing.route = single(0)
         hold(self.model, self.routing, {**held(self.model, self.routing), name: weights})

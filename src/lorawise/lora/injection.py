@@ -14,7 +14,7 @@ from lorawise.lora.config import LoraConfig
 from lorawise.lora.full_modules import full_parameters_of
 from lorawise.lora.merge import forget_base, unmerge
 from lorawise.lora.routing import BANK, BASE, Routing, single
-from lorawise.lora.slots import hold
+from lorawise.lora.slots import hold, require_fit
 from lorawise.lora.targets import bank_kind, target_modules
 from lorawise.lora.weights import AdapterWeights, Task
 from lorawise.lora.wrapping import Wrapper, base_modules, base_parameters
@@ -43,16 +43,14 @@ def attach(model: nn.Module, adapters: Mapping[str, AdapterWeights]) -> Adapters
     """Put trained adapters into `model` to answer with, the first of them in use; no gradient is asked for.
 
     Each keeps its own targets, ranks, scaling and whole modules. Raises `AdapterError` with the list of what does not
-    fit the model. To go on training one, `inject` its config and `load` it.
+    fit the model, and has changed nothing then. To go on training one, `inject` its config and `load` it.
     """
     _refuse_injected(model)
     check_names(list(adapters))
-    handle = _installed(model, Routing(task=task_of(model), route=BASE), {}, trains=False)
     for name, weights in adapters.items():
-        handle.add(name, weights)
-    if adapters:
-        handle.routing.route = single(0)
-    return handle
+        require_fit(model, name, weights)
+    routing = Routing(task=task_of(model), route=single(0) if adapters else BASE)
+    return _installed(model, routing, adapters, trains=False)
 
 
 def eject(model: nn.Module) -> None:

@@ -109,6 +109,15 @@ def lacking(model: nn.Module, weights: AdapterWeights) -> list[str]:
     return named if len(missing) <= _SHOWN else [*named, f"and {len(missing) - _SHOWN} more without tensors"]
 
 
+def require_fit(model: nn.Module, name: str, weights: AdapterWeights) -> None:
+    """Raise `AdapterError` with everything that keeps adapter `name` from this model."""
+    if problems := [*misfits(model, weights), *lacking(model, weights)]:
+        raise AdapterError(
+            f"adapter '{name}' does not fit {type(model).__name__}:\n  " + "\n  ".join(problems),
+            cure="load it over the base model that it was trained on",
+        )
+
+
 def as_saved(weights: AdapterWeights) -> AdapterWeights:
     """A copy on the CPU, in the masters' dtype (fp32; fp64 over an fp64 base), that later training does not change."""
     return AdapterWeights(

@@ -122,7 +122,7 @@ def _save_model(path: Path, folder: Path, dtype: str, architecture: str) -> None
     from lorawise.models.quiet import quiet_transformers
 
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    unpacked = GgufConfig(dequantize=True)
+    unpacked = GgufConfig(dequantize=True)  # a plain model, which save_pretrained does not refuse as quantised
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # tqdm bars that no setting turns off
             tokenizer = AutoTokenizer.from_pretrained(**place)
@@ -135,9 +135,6 @@ def _save_model(path: Path, folder: Path, dtype: str, architecture: str) -> None
             expected="an architecture that transformers reads from GGUF, such as llama, qwen2, qwen3, gemma2, phi3",
             cure="use the model's original folder or hub id",
         ) from problem
-    # A model that came from GGUF counts as quantised, and save_pretrained refuses it, though it is plain by now.
-    vars(model).pop("hf_quantizer", None)
-    vars(model.config).pop("quantization_config", None)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -142,7 +142,7 @@ def _other_bases(files: ModelFiles, histories: Mapping[str, Provenance | None]) 
         Finding(
             code="other-base",
             level="warning",
-            message=f"adapter '{name}' was trained over {history.base or 'a base'} with other weights than {files.source}",
+            message=f"adapter '{name}' was trained over other weights than {files.source}: {history.base}",
             cure="answers may differ from those of the run: verify, or open the base it was trained over",
             path=name,
         )

@@ -136,7 +136,7 @@ class _PlainLines:
 
 
 def _started(event: RunStarted) -> Text:
-    setting = "  ".join(f"{name}={_setting(value)}" for name, value in event.setting.items())
+    setting = "  ".join(f"{name}={_setting(value)}" for name, value in event.setting.items() if value is not None)
     share = 100 * event.trainable_parameters / max(event.total_parameters, 1)
     lines = [
         f"run {event.run} on {event.device} in {event.dtype}",

@@ -47,7 +47,8 @@ class Story:
 
     @cached_property
     def ended(self) -> Line:
-        return self.facts.get("ended", {})
+        ended: Line = self.facts.get("ended", {})
+        return ended
 
     @property
     def name(self) -> str:

@@ -27,6 +27,7 @@ from lorawise.train.optimizer import BankAdamW
 from lorawise.train.state import Progress
 
 TENSORS = ("parameter", "exp_avg", "exp_avg_sq")
+FILES = (*(f"{word}.safetensors" for word in TENSORS), "progress.json", "optimizer.json", "identity.json")
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -70,7 +71,8 @@ def newest_checkpoint(parent: Path) -> tuple[Checkpoint | None, list[Finding]]:
     sweep_partial(parent)
     findings: list[Finding] = []
     for _, folder in sorted(_steps(parent), reverse=True):
-        problems = verify_folder(folder)
+        problems = [f"{folder.name}/{name} is missing" for name in FILES if not (folder / name).is_file()]
+        problems = problems or verify_folder(folder)
         if not problems:
             return _opened(folder), findings
         findings.append(

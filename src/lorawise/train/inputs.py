@@ -45,7 +45,7 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
     """`DataError` or `ConfigError` with every row that cannot be used, unless `data.on_bad` is `skip`."""
     data = run.data
     tokenizer = ChatTokenizer.open(files.folder)
-    rows = _read(run, [Source(path=s.path, weight=s.weight, split=s.split or "train") for s in data.train])
+    rows = _read(run, [Source(path=s.path, weight=s.weight, split=s.split, subset=s.subset) for s in data.train])
     held_out = data.validation
     apart = _read(run, [Source(path=held_out)]) if isinstance(held_out, str) else held_out
     split = split_validation(rows, apart, run.train.seed)

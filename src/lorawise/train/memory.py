@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lorawise.base.errors import RunError
 from lorawise.base.registry import Registry
@@ -25,23 +24,17 @@ from lorawise.base.registry import Registry
 CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16_384  # at once, at most: beyond these a step is no faster per token
 SHARE = 0.5  # of free memory that activations may take; the rest is for logits, gradients and what we do not count
 
-modes: Registry[tuple[int, int]] = Registry("memory mode")  # of every `step` layers the first `recomputed` are redone
-modes.register("speed")((0, 1))
-modes.register("balanced")((1, 2))
-modes.register("frugal")((1, 1))
+modes: Registry[int] = Registry("memory mode")  # every how many layers one is computed again; 0 for none
+modes.register("speed")(0)
+modes.register("balanced")(2)
+modes.register("frugal")(1)
 
 
 def keep_activations(model: PreTrainedModel, mode: str) -> None:
     """Set how activations are kept while the model is in training mode; `mode` is not `auto` any more."""
-    recomputed, of = modes[mode]
-    if not recomputed:
-        return
-    model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-        {"use_reentrant": False}  # then no input has to require a gradient
-    )
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for i, layer in enumerate(layers):
-        layer.gradient_checkpointing = i % of < recomputed
+    every = modes[mode]
+    if every:  # with use_reentrant False no input has to require a gradient
+        model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
 
 def choose_mode(model: PreTrainedModel, tokens: int, *, slots: int = 1) -> str:

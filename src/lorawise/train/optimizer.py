@@ -5,9 +5,9 @@
 as `torch.optim.AdamW` (Loshchilov & Hutter 2017, arXiv 1711.05101), elementwise, so slot i of n moves as it would
 alone. B's rate is `lora_plus_ratio` times A's (LoRA+, arXiv 2402.12354). g is clipped by its slot's own norm.
 
-Shapes: all parameters of one group (A, B, or trained in full) are columns of one flat buffer (n, P), their gradients of
-another, so that a step is about ten tensor operations however many layers are adapted. A parameter keeps its shape:
-its `data` and `grad` become views of the buffers.
+Shapes: all parameters of one group (A, B, or trained in full) are columns of one flat buffer (n, P), so that a step is
+about ten tensor operations however many layers are adapted. A parameter keeps its shape: its `data` and `grad` become
+views of flat buffers.
 """
 
 import math
@@ -86,14 +86,22 @@ class Applied:
 class _Group:
     kind: Kind
     members: list[Trained]
-    values: Tensor
-    gradients: Tensor
+    values: Tensor  # (n, P)
+    received: Tensor  # (n·P,) what backward adds to, parameter after parameter: autograd wants each `grad` contiguous
+    gradients: Tensor = field(init=False)  # (n, P) the same, slot after slot
     first: Tensor = field(init=False)
     second: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        n = self.values.shape[0]
+        self.gradients = self.received.view(1, -1) if n == 1 else torch.zeros_like(self.values)
         self.first = torch.zeros_like(self.values)
         self.second = torch.zeros_like(self.values)
+
+    def gather(self) -> None:
+        n = self.values.shape[0]
+        if n > 1:
+            torch.cat([_gradient(member).view(n, -1) for member in self.members], dim=1, out=self.gradients)
 
 
 class BankAdamW:
@@ -120,7 +128,7 @@ class BankAdamW:
 
     def zero_grad(self) -> None:
         for group in self._groups:
-            group.gradients.zero_()
+            group.received.zero_()
 
     def loss_scales(self, like: Tensor) -> Tensor:
         """(n,) in the type and place of `like`: what each slot's loss is multiplied by before backward."""
@@ -128,6 +136,8 @@ class BankAdamW:
 
     def norms(self) -> list[float]:
         """Each slot's gradient norm over all its parameters, the loss scale divided out; not finite on overflow."""
+        for group in self._groups:
+            group.gather()
         parts = [
             torch.linalg.vector_norm(group.gradients, dim=1, dtype=_wide(group.gradients)) for group in self._groups
         ]
@@ -190,8 +200,7 @@ class BankAdamW:
         """Every parameter with its gradient view (zero where nothing arrived)."""
         for group in self._groups:
             for member in group.members:
-                assert member.parameter.grad is not None
-                yield member, member.parameter.grad
+                yield member, _gradient(member)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and moments by name, to save; the tensors are the live ones."""
@@ -234,6 +243,11 @@ class BankAdamW:
         self._calm = [int(value) for value in saved["calm"]]
 
 
+def _gradient(member: Trained) -> Tensor:
+    assert member.parameter.grad is not None, "a view of the buffer from the start"
+    return member.parameter.grad
+
+
 def _wide(like: Tensor) -> torch.dtype:
     """What norms are summed in: fp64 where the device has it."""
     return like.dtype if like.device.type == "mps" else torch.float64
@@ -268,13 +282,14 @@ def _refuse_strays(member: Trained, n: int) -> None:
 def _flatten(kind: Kind, members: list[Trained], n: int) -> _Group:
     first = members[0].parameter
     width = sum(member.parameter.numel() for member in members) // n
-    values, gradients = (torch.zeros(n, width, dtype=first.dtype, device=first.device) for _ in range(2))
-    views = zip(members, _views(values, members, n), _views(gradients, members, n), strict=True)
-    for member, value, gradient in views:
+    values = torch.zeros(n, width, dtype=first.dtype, device=first.device)
+    received = torch.zeros(n * width, dtype=first.dtype, device=first.device)
+    gradients = torch.split(received, [member.parameter.numel() for member in members])
+    for member, value, gradient in zip(members, _views(values, members, n), gradients, strict=True):
         value.copy_(member.parameter.data)
         member.parameter.data = value
-        member.parameter.grad = gradient
-    return _Group(kind=kind, members=members, values=values, gradients=gradients)
+        member.parameter.grad = gradient.view(value.shape)
+    return _Group(kind=kind, members=members, values=values, received=received)
 
 
 def _views(buffer: Tensor, members: list[Trained], n: int) -> list[Tensor]:

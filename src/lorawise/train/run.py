@@ -27,6 +27,7 @@ from lorawise.report.events import (
 )
 from lorawise.report.facts import FACTS_NAME, FactsFile
 from lorawise.report.metrics import METRICS_NAME, MetricsFile
+from lorawise.report.page import write_report
 from lorawise.report.trackers import open_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.train.checkpoint import Checkpoint, newest_checkpoint, restore
@@ -101,6 +102,8 @@ def _train(
     checkpoint, notes = newest_checkpoint(folder.checkpoints) if resume else (None, [])
     if checkpoint is not None and checkpoint.progress.ended is not None:
         return _what_is_there(folder, checkpoint, readers)
+    if resume and checkpoint is None:
+        notes.append(_from_the_start(folder))
     prepared = prepare(run, files, inputs)
     identity = identity_of(prepared.run, data=inputs.digest, base=files.digest)
     if checkpoint is not None:
@@ -120,6 +123,15 @@ def _train(
     for event in early:
         _tell(everyone[len(readers) :], event)
     return _go(prepared, folder, identity, progress, everyone, report)
+
+
+def _from_the_start(folder: RunFolder) -> Finding:
+    return Finding(
+        code="resumed-from-start",
+        level="warning",
+        message=f"{folder.path} holds no whole checkpoint: the run starts from its first step",
+        cure="lower train.save_every to lose less next time",
+    )
 
 
 def _opening(prepared: Prepared, folder: RunFolder, progress: Progress, findings: Sequence[Finding]) -> Iterator[Event]:
@@ -199,7 +211,7 @@ def _go(
                 ended = event if isinstance(event, RunEnded) else ended
         finally:
             if ended is not None:
-                _write_report(folder.path)
+                write_report(folder.path)
     assert ended is not None, "a session that did not raise has ended"
     return RunResult(
         run=folder.path,
@@ -215,13 +227,6 @@ def _go(
         peak_memory=ended.peak_memory,
         preflight=report,
     )
-
-
-def _write_report(run: Path) -> None:
-    with contextlib.suppress(ModuleNotFoundError):
-        from lorawise.report.page import write_report
-
-        write_report(run)
 
 
 def _what_is_there(folder: RunFolder, checkpoint: Checkpoint, readers: Sequence[Reader]) -> RunResult:

@@ -6,6 +6,7 @@ After step k: evaluate if due, keep the adapter if it is the best, save if due, 
 holds what its step's evaluation found, and a resumed run neither repeats nor skips one.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -121,7 +122,7 @@ class Session:
                     "step": self.progress.step,
                     "validation_loss": self.progress.loss_of("validation", self.progress.step),
                     "labels": list(inputs.labels),
-                    "settings": run.model_dump(mode="json"),
+                    "settings": json.loads(json.dumps(run.model_dump())),
                 },
             ),
             modules=[name for name, _ in base_modules(self.prepared.model)],

@@ -1,0 +1,76 @@
+"""How good a base and its trained adapters are on rows they did not see: what `lorawise eval` tells.
+
+Rows are measured as a run's evaluation does (`evaluate`), one document a row: loss is Σ over trained tokens / their
+number, perplexity e^loss, exact match the share of the first `answers` rows answered word for word.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorawise.data.batches import BatchOptions, eval_batches
+from lorawise.data.encode import encode_rows
+from lorawise.data.encoder import EncodeOptions
+from lorawise.data.rows import RowSet, class_labels
+from lorawise.lora.injection import task_of
+from lorawise.models.load import Loaded
+from lorawise.report.events import Sample
+from lorawise.train.evaluate import accuracy_and_f1, answered, questions_of, score
+from lorawise.train.objective import objective_of
+
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """`name` is `base` or an adapter's. Shares of 1, None where not measured."""
+
+    name: str
+    loss: float
+    perplexity: float
+    exact_match: float | None
+    accuracy: float | None
+    f1: float | None
+    tokens: int
+    examples: tuple[Sample, ...]
+
+
+def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> Iterator[Measured]:
+    """The base first, then every adapter of `loaded`, on the same rows in the same batches."""
+    head = task_of(loaded.model) == "SEQ_CLS"
+    options = _encoding(loaded, rows, head=head, max_length=max_length)
+    encoded = encode_rows(rows.rows, loaded.tokenizer, options)
+    batches = eval_batches(
+        encoded, BatchOptions(layout="padded", batch_tokens=TOKENS_AT_ONCE, pad_id=loaded.tokenizer.pad_id)
+    )
+    window = getattr(loaded.model.config, "max_position_embeddings", None) or 1 << 30
+    asked = rows.rows[: 0 if head else answers]
+    questions = questions_of(asked, loaded.tokenizer, options, encoded.stop_ids, window=window) if asked else None
+    for name in (None, *loaded.adapters.names):
+        loaded.use(name)
+        scores = score(loaded.model, batches, objective_of("SEQ_CLS" if head else "CAUSAL_LM"))
+        samples = answered(loaded.model, questions) if questions is not None else ()
+        truth = [row.label for row in encoded if row.label is not None]
+        accuracy, f1 = accuracy_and_f1(truth, scores.predicted) if head else (None, None)
+        yield Measured(
+            name=name or "base",
+            loss=scores.losses[0],
+            perplexity=math.exp(min(scores.losses[0], 700.0)),
+            exact_match=sum(sample.match for sample in samples) / len(samples) if samples else None,
+            accuracy=accuracy,
+            f1=f1,
+            tokens=scores.tokens,
+            examples=samples,
+        )
+
+
+def _encoding(loaded: Loaded, rows: RowSet, *, head: bool, max_length: int) -> EncodeOptions:
+    """As in training; a classifier's own order of classes, which its adapter carries, decides which id a label has."""
+    if not rows.kinds.get("classification"):
+        return EncodeOptions(max_length=max_length)
+    labels = class_labels(rows.rows)
+    if head:
+        written = {str(label): label for label in labels}
+        names = {int(i): str(name) for i, name in (loaded.model.config.id2label or {}).items()}
+        labels = tuple(written.get(names[i], names[i]) for i in sorted(names))
+    return EncodeOptions(max_length=max_length, classification="head" if head else "generated", labels=labels)

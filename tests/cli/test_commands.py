@@ -1,0 +1,97 @@
+"""train, eval and chat for real, on a tiny model."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tests.workbench import rows_of, tiny_folder, write_rows
+
+from lorawise.cli.app import run
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, rows, a run file and the run it leaves."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_folder(folder / "base")
+    write_rows(folder / "train.jsonl", rows_of(24))
+    write_rows(folder / "test.jsonl", rows_of(6, first=100))
+    (folder / "run.yaml").write_text(
+        "model: base\ndata: {train: train.jsonl, validation: 4}\nlora: {r: 4}\n"
+        "train: {steps: 4, learning_rate: 1e-2, batch_size: 4, max_length: 128, eval_generate: 2}\n",
+        encoding="utf-8",
+    )
+    assert run(["train", str(folder / "run.yaml"), "-o", str(folder / "out"), "--json"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAWISE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_run_leaves_what_the_design_says(home: Path) -> None:
+    left = {path.name for path in (home / "out").iterdir()}
+    assert {"run.yaml", "adapter", "checkpoints", "metrics.jsonl", "report.html"} <= left
+    assert "scaling: 2 " in (home / "out" / "run.yaml").read_text(encoding="utf-8")
+
+
+def test_an_existing_folder_needs_resume_or_another_name(home: Path, capsys: Capture) -> None:
+    arguments = ["train", str(home / "run.yaml"), "-o", str(home / "out")]
+    assert run(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert run([*arguments, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 4
+
+
+def test_a_dry_run_leaves_nothing(home: Path, capsys: Capture) -> None:
+    assert run(["train", str(home / "run.yaml"), "-o", str(home / "dry"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["preflight"]["checks"]
+    assert not (home / "dry").exists()
+
+
+def test_eval_tells_base_and_adapter_on_the_same_rows(home: Path, capsys: Capture) -> None:
+    arguments = ["eval", str(home / "base"), str(home / "test.jsonl"), "--adapter", str(home / "out" / "adapter")]
+    assert run([*arguments, "--answers", "2", "--json"]) == 0
+    base, adapter = json.loads(capsys.readouterr().out)["rows"]
+    assert (base["name"], adapter["name"]) == ("base", "adapter")
+    assert adapter["loss"] < base["loss"]
+    assert base["tokens"] == adapter["tokens"]
+    assert len(adapter["examples"]) == 2
+    assert set(base) >= {"name", "loss", "perplexity", "exact_match", "examples"}
+    assert run([*arguments, "--answers", "0"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["loss", "perplexity"]
+    assert [line.split()[0] for line in table[1:]] == ["base", "adapter"]
+
+
+def test_eval_of_a_base_alone_has_one_row(home: Path, capsys: Capture) -> None:
+    assert run(["eval", str(home / "base"), str(home / "test.jsonl"), "--answers", "0", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["exact_match"] is None
+
+
+def test_chat_answers_switches_and_compares(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "paint red\n/compare\n/scale 0.5\n/base\n/scale 2\n/use mine\n/stack mine=0.5\n/ues mine\n/new\n/quit\nlost\n"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    adapter = f"mine={home / 'out' / 'adapter'}"
+    assert run(["chat", str(home / "base"), "--adapter", adapter, "--max-tokens", "3"]) == 0
+    shown = capsys.readouterr()
+    for told in ("[base]", "[mine]", "(mine at 0.5 of its scaling)", "(the base alone answers)", "(mine answers)"):
+        assert told in shown.out
+    assert "no single adapter is in use" in shown.err
+    assert "did you mean '/use'?" in shown.err
+
+
+def test_chat_under_json_ends_with_the_conversation(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("paint red\n"))
+    assert run(["chat", str(home / "base"), "--max-tokens", "3", "--json"]) == 0
+    (turn,) = json.loads(capsys.readouterr().out)["turns"]
+    assert (turn["voice"], turn["user"]) == ("base", "paint red")

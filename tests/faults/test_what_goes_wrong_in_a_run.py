@@ -1,0 +1,394 @@
+"""Faults, each tried on a real run: a clear error with its cure, nothing half-written, the last good state kept."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.workbench import rows_of, tiny_folder, tiny_run, write_rows
+
+from lorawise.base import files
+from lorawise.base.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    Interrupted,
+    PreflightError,
+    RunError,
+    StorageError,
+    UsageError,
+)
+from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
+from lorawise.store import load_adapter
+from lorawise.train import memory
+from lorawise.train.run import train
+
+
+class Listener:
+    """Keeps every event, and does something at one step."""
+
+    def __init__(self, at: int = 0, do=lambda: None) -> None:
+        self.at, self.do = at, do
+        self.events: list[Event] = []
+        self.closed = False
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, StepDone) and event.step == self.at:
+            self.do()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def codes(self) -> list[str]:
+        return [event.finding.code for event in self.events if isinstance(event, Noted)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model") / "base")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob(".*.partial")]
+
+
+def test_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(tmp_path, base, monkeypatch):
+    run = tiny_run(tmp_path, model=base)
+    real = files._sync
+
+    def full(path: Path) -> None:
+        if "step-000004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(StorageError, match="no space left while writing") as met:
+        train(run, out=tmp_path / "run")
+    assert "free space" in met.value.cure
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    assert not leftovers(tmp_path)
+    monkeypatch.setattr(files, "_sync", real)
+    assert train(run, out=tmp_path / "run", resume=True).steps == 8
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("size", ["64k", "300k"])
+def test_a_disk_that_is_really_full_says_so_and_leaves_nothing_torn(tmp_path, base, size):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(StorageError, match="no space left"):
+            train(tiny_run(tmp_path, model=base), out=disk / "run")
+        assert not leftovers(disk)
+        for whole in (disk / "run" / "checkpoints").glob("step-*"):
+            assert files.verify_folder(whole) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_output_is_refused_before_any_work(tmp_path, base):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        listener = Listener()
+        with pytest.raises(StorageError, match="may not write") as met:
+            train(tiny_run(tmp_path, model=base), out=disk / "run", readers=[listener])
+        assert "-o" in met.value.cure
+        assert not listener.events
+        assert listener.closed
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+FILES = (
+    "parameter.safetensors",
+    "exp_avg.safetensors",
+    "exp_avg_sq.safetensors",
+    "progress.json",
+    "optimizer.json",
+    "identity.json",
+    "manifest.json",
+)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, base):
+    folder = tmp_path_factory.mktemp("stopped")
+    run = tiny_run(folder, model=base, train__eval_every=8)
+    with pytest.raises(Interrupted):
+        train(run, out=folder / "run", readers=[Listener(5, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    return run, folder / "run"
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "flipped"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_torn_at_any_file_is_passed_over_for_the_one_before(name, how, stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    victim = again / "checkpoints" / "step-000005" / name
+    content = bytearray(victim.read_bytes())
+    match how:
+        case "cut":
+            victim.write_bytes(content[: len(content) // 2])
+        case "gone":
+            victim.unlink()
+        case "flipped":
+            content[len(content) // 2] ^= 1
+            victim.write_bytes(content)
+    listener = Listener()
+    result = train(run, out=again, resume=True, readers=[listener])
+    assert result.steps == 8
+    assert "torn-checkpoint" in listener.codes()
+    assert next(event.step for event in listener.events if isinstance(event, StepDone)) == 5
+
+
+def test_with_every_checkpoint_torn_the_run_starts_from_the_first_step_and_says_so(stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    for checkpoint in (again / "checkpoints").iterdir():
+        (checkpoint / "parameter.safetensors").write_bytes(b"torn")
+    listener = Listener()
+    train(run, out=again, resume=True, readers=[listener])
+    assert listener.codes().count("torn-checkpoint") == 2
+    assert "resumed-from-start" in listener.codes()
+    assert next(event.step for event in listener.events if isinstance(event, StepDone)) == 1
+
+
+def test_data_deleted_mid_run_does_not_stop_it_and_a_resume_names_it(tmp_path, base):
+    run = tiny_run(tmp_path, model=base)
+    data = tmp_path / "rows.jsonl"
+    assert train(run, out=tmp_path / "run", readers=[Listener(1, data.unlink)]).steps == 8
+    write_rows(data, rows_of(24))
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "other", readers=[Listener(3, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    data.unlink()
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        train(run, out=tmp_path / "other", resume=True)
+    assert files.verify_folder(tmp_path / "other" / "checkpoints" / "step-000003") == []
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before(tmp_path, base, monkeypatch):
+    from lorawise.train.objective import NextToken
+
+    real, calls = NextToken.__call__, []
+
+    def poisoned(self, model, batch, *, n=1):
+        parts = real(self, model, batch, n=n)
+        if torch.is_grad_enabled():
+            calls.append(1)
+            if len(calls) == 5:  # preflight is the first
+                parts.sums.data.fill_(float("nan"))
+        return parts
+
+    monkeypatch.setattr(NextToken, "__call__", poisoned)
+    run = tiny_run(tmp_path, model=base, train__save_every=8, train__eval_every=8)
+    listener = Listener()
+    with pytest.raises(DivergedError, match="loss is nan at step 4") as met:
+        train(run, out=tmp_path / "run", readers=[listener])
+    assert "learning_rate × scaling" in met.value.cure
+    assert [event.step for event in listener.events if isinstance(event, Saved)] == [3]
+    assert listener.events[-1].reason == "diverged"
+    assert isinstance(listener.events[-1], RunEnded)
+    load_adapter(tmp_path / "run" / "adapter")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_learning_rate_far_too_high_diverges_with_a_cure(tmp_path, base):
+    run = tiny_run(tmp_path, model=base, train__learning_rate=1e30, train__warmup=0, train__clip=None)
+    with pytest.raises(DivergedError, match="at step"):
+        train(run, out=tmp_path / "run")
+
+
+def test_no_space_for_the_cache_is_told_and_trains_anyway(tmp_path, base, monkeypatch):
+    blocked = tmp_path / "cache"
+    blocked.write_text("a file where the folder should be")
+    monkeypatch.setenv("LORAWISE_CACHE", str(blocked))
+    listener = Listener()
+    assert train(tiny_run(tmp_path, model=base), out=tmp_path / "run", readers=[listener]).steps == 8
+    assert any("cache" in code for code in listener.codes())
+
+
+def test_an_unknown_target_names_the_nearest_and_leaves_no_folder(tmp_path, base):
+    run = tiny_run(tmp_path, model=base, lora__target_modules=["q_prj"])
+    with pytest.raises((AdapterError, ConfigError), match="q_prj") as met:
+        train(run, out=tmp_path / "run")
+    assert "q_proj" in str(met.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_data_is_refused(content, tmp_path, base):
+    run = tiny_run(tmp_path, model=base)
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(DataError):
+        train(run, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_chat_template_refuses_chats_and_takes_completions(tmp_path):
+    base = tiny_folder(tmp_path / "base", template=None)
+    with pytest.raises(DataError, match="chat template") as met:
+        train(tiny_run(tmp_path, model=base), out=tmp_path / "run")
+    assert "prompt/completion" in met.value.cure
+    rows = [{"prompt": f"{i} plus one is", "completion": f" {i + 1}"} for i in range(24)]
+    assert train(tiny_run(tmp_path, model=base, rows=rows), out=tmp_path / "run").steps == 8
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_tokenizer_without_pad_trains(packing, tmp_path):
+    base = tiny_folder(tmp_path / "base", pad=False, pad_token_id=None)
+    assert train(tiny_run(tmp_path, model=base, train__packing=packing), out=tmp_path / "run").steps == 8
+
+
+def test_rows_cut_before_any_answer_ends_stop_in_preflight(tmp_path, base):
+    rows = [
+        {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": f"{i} " + "on " * 60}]}
+        for i in range(24)
+    ]
+    with pytest.raises(PreflightError, match="the end of an answer is trained") as met:
+        train(tiny_run(tmp_path, model=base, rows=rows), out=tmp_path / "run")
+    assert "max_length" in met.value.cure
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_is_said_with_its_cure(tmp_path, base, monkeypatch):
+    from lorawise.train.objective import NextToken
+
+    def exhausted(self, model, batch, *, n=1):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(NextToken, "__call__", exhausted)
+    with pytest.raises(RunError, match="out of memory") as met:
+        train(tiny_run(tmp_path, model=base), out=tmp_path / "run")
+    assert "micro_batch_tokens" in met.value.cure
+
+
+def test_other_errors_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shape"), memory.memory_errors():
+        raise RuntimeError("shape mismatch")
+
+
+def test_a_resume_with_another_setting_names_it(stopped, tmp_path):
+    run, folder = stopped
+    with pytest.raises(ConfigError, match=r"train\.learning_rate: 0\.005 then, 0\.001 now"):
+        train(run.with_values({"train.learning_rate": 1e-3}), out=folder, resume=True)
+
+
+def test_a_resume_over_other_data_or_another_base_names_which(stopped, tmp_path):
+    run, folder = stopped
+    data = Path(run.data.train[0].path)
+    before = data.read_text()
+    write_rows(data, rows_of(24, first=3))
+    try:
+        with pytest.raises(ConfigError, match="the data changed"):
+            train(run, out=folder, resume=True)
+    finally:
+        data.write_text(before)
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    for checkpoint in (again / "checkpoints").iterdir():
+        identity = json.loads((checkpoint / "identity.json").read_text())
+        digests = json.loads((checkpoint / "manifest.json").read_text())
+        (checkpoint / "identity.json").write_text(json.dumps(identity | {"the base model": "0" * 64}))
+        digests["identity.json"] = files.sha256_file(checkpoint / "identity.json")
+        (checkpoint / "manifest.json").write_text(json.dumps(digests))
+    with pytest.raises(ConfigError, match="the base model changed"):
+        train(run, out=again, resume=True)
+
+
+def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path, base):
+    run = tiny_run(tmp_path, model=base)
+    train(run, out=tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(run, out=tmp_path / "run")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a run"):
+        train(run, out=tmp_path / "papers")
+
+
+def test_a_finished_run_resumed_says_what_is_there_and_trains_nothing(tmp_path, base):
+    run = tiny_run(tmp_path, model=base)
+    first = train(run, out=tmp_path / "run")
+    listener = Listener()
+    again = train(run, out=tmp_path / "run", resume=True, readers=[listener])
+    assert listener.codes() == ["already-finished"]
+    assert (again.steps, again.validation_loss, again.tokens) == (first.steps, first.validation_loss, first.tokens)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, base):
+    result = train(tiny_run(tmp_path, model=base), out=tmp_path / "run", dry_run=True)
+    assert result.reason == "dry run"
+    assert result.preflight.passed
+    assert not (tmp_path / "run").exists()
+
+
+def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_never_killed(tmp_path, base):
+    run = tiny_run(tmp_path, model=base, train__steps=40, train__save_every=1, train__eval_every=10)
+    train(run.with_values({"train.save_every": 40}), out=tmp_path / "straight")
+    out = tmp_path / "killed"
+    kills = 0
+    for turn, wait in enumerate((0.02, 0.11, 0.23)):
+        before = _checkpoints(out)
+        process = multiprocessing.get_context("fork").Process(
+            target=train, args=(run,), kwargs={"out": out, "resume": turn > 0}
+        )
+        process.start()
+        deadline = time.monotonic() + 60
+        while process.is_alive() and _checkpoints(out) <= before and time.monotonic() < deadline:
+            time.sleep(0.003)
+        time.sleep(wait)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert _checkpoints(out) - before, "a run goes on from where it was killed"
+    assert kills >= 2
+    assert train(run, out=out, resume=True).steps == 40
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (out / "adapter" / name).read_bytes() == (tmp_path / "straight" / "adapter" / name).read_bytes()
+    assert not leftovers(out)
+
+
+def _checkpoints(run: Path) -> set[str]:
+    return {path.name for path in (run / "checkpoints").glob("step-*")}
+
+
+def test_the_command_line_shows_an_error_and_no_traceback(tmp_path, base):
+    run = tiny_run(tmp_path, model=base, lora__target_modules=["q_prj"])
+    (tmp_path / "run.yaml").write_text(run.to_yaml())
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from lorawise.cli import main; main()",
+            "train",
+            str(tmp_path / "run.yaml"),
+            "-o",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "q_prj" in done.stderr
+    assert "Traceback" not in done.stderr
