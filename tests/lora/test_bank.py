@@ -174,24 +174,31 @@ def test_a_quantised_layer_is_called_never_read() -> None:
         adapters.merge()
 
 
-@pytest.mark.parametrize("watch", ["hook", "thawed weight", "own forward"])
-def test_what_is_done_to_the_base_layer_is_respected(watch: str) -> None:
+@pytest.mark.parametrize("change", ["hook", "own forward"])
+def test_what_is_done_to_a_base_layer_is_in_the_answer_and_in_the_gradient(change: str) -> None:
     net = Net()
     adapters = inject(net, config())
     roused(net)
-    base = adapters.layers["second"].base_layer
-    plain = net(rows())
-    if watch == "hook":
-        base.register_forward_hook(lambda module, args, y: y + 1)
-    elif watch == "own forward":
-        base.forward = lambda x, forward=base.forward: forward(x) + 1
+    first, second = adapters.layers.values()
+    base = second.base_layer
+    if change == "hook":
+        base.register_forward_hook(lambda module, args, y: 3 * y)
     else:
-        base.weight.requires_grad_()
+        base.forward = lambda x, forward=base.forward: 3 * forward(x)
     y = net(rows())
-    if watch == "thawed weight":
-        assert torch.autograd.grad(y.sum(), base.weight)[0].count_nonzero() > 0
-    else:
-        torch.testing.assert_close(y, plain + 1)
+    h = torch.tanh(first(rows()))
+    expected = 3 * (h @ base.weight.mT + base.bias) + 2.0 * h @ second.lora_A[0].mT @ second.lora_B[0].mT
+    torch.testing.assert_close(y, expected)
+    grads = [torch.autograd.grad(each.square().sum(), first.lora_A)[0] for each in (y, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_base_weight_that_someone_thaws_gets_its_gradient() -> None:
+    net = Net()
+    adapters = inject(net, config())
+    base = adapters.layers["second"].base_layer
+    base.weight.requires_grad_()
+    assert torch.autograd.grad(net(rows()).sum(), base.weight)[0].count_nonzero() > 0
 
 
 def test_autocast_computes_in_its_dtype() -> None:

@@ -11,7 +11,7 @@ from lorawise.base.errors import ConfigError
 from lorawise.report.curves import figures, smoothed
 from lorawise.report.facts import FactsFile
 from lorawise.report.metrics import MetricsFile
-from lorawise.report.page import write_report
+from lorawise.report.page import _json, write_report
 from lorawise.report.story import read_story
 from lorawise.runfile import make_run_file
 
@@ -113,3 +113,9 @@ def test_curves_hold_every_step_and_the_level_of_the_base(tmp_path: Path) -> Non
 def test_a_smoothed_curve_starts_at_its_first_value_and_keeps_gaps() -> None:
     assert smoothed([3.0, 3.0, None, 3.0]) == pytest.approx([3.0, 3.0, None, 3.0])
     assert smoothed([0.0, 1.0])[1] == pytest.approx(0.1 / 0.19)
+
+
+def test_json_inside_a_script_element_cannot_end_it() -> None:
+    text = _json({"name": "</script><script>alert(1)</script>"})
+    assert "<" not in text
+    assert json.loads(text)["name"].startswith("</script>")

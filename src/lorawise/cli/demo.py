@@ -40,34 +40,36 @@ def demo(
     again, it goes on where it stopped, or shows what is there.
     """
     from lorawise.models.embedded import embedded_model
+    from lorawise.models.files import EMBEDDED
     from lorawise.report.console import ConsoleReader
     from lorawise.report.metrics import plain
     from lorawise.runfile import load_run_file, make_run_file
     from lorawise.train.run import train
 
-    model = embedded_model()
+    embedded_model()
     if (out / "run.yaml").is_file():
         run, _ = load_run_file(out / "run.yaml")
     else:
         data = {"train": str(SUPPORT / "train.jsonl"), "validation": str(SUPPORT / "validation.jsonl")}
-        run, _ = make_run_file({"model": str(model), "data": data, **RUN})
+        run, _ = make_run_file({"model": EMBEDDED, "data": data, **RUN})
     readers = () if as_json else (ConsoleReader(),)
     result = train(run, out=out, resume=out.exists(), readers=readers)
-    rows = _test(model, out)
+    rows = _test(out)
     prose = "\n".join(
         [
             f"adapter  {out / 'adapter'}",
             f"report   {out / 'report.html'}",
-            f"next     lorawise chat {model} --adapter demo={out / 'adapter'}",
+            f"next     lorawise chat {EMBEDDED} --adapter demo={out / 'adapter'}",
         ]
     )
     return Outcome(document={**plain(result), "test": rows}, table=_table(rows), prose=prose)
 
 
-def _test(model: Path, out: Path) -> list[dict[str, Any]]:
+def _test(out: Path) -> list[dict[str, Any]]:
     """Base and adapter on the test rows, answered in full; kept in the run's folder, so that it is done once."""
     from lorawise.base.files import write_text
     from lorawise.data.read import read_rows
+    from lorawise.models.files import EMBEDDED
     from lorawise.models.load import load
     from lorawise.report.metrics import plain
     from lorawise.store import adapter_digest, load_adapter
@@ -80,7 +82,7 @@ def _test(model: Path, out: Path) -> list[dict[str, Any]]:
         return measured
     rows = read_rows(str(SUPPORT / "test.jsonl"))
     typer.echo(f"answering {len(rows)} test messages with the base and with the adapter ...", err=True)
-    loaded = load(str(model), {"adapter": out / "adapter"})
+    loaded = load(EMBEDDED, {"adapter": out / "adapter"})
     measured = [plain(each) for each in measure(loaded, rows, answers=len(rows), max_length=512)]
     write_text(kept, json.dumps({"adapter": digest, "rows": measured}, indent=1))
     return measured
