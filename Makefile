@@ -10,7 +10,7 @@ PYTHON ?= python3
 # The CPU build where pip offers one (a plain torch brings gigabytes of CUDA packages), else the same version.
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: venv demo test test-all check format bench clean
 .DELETE_ON_ERROR:

@@ -68,6 +68,27 @@ def test_a_stack_is_the_exact_sum_of_the_deltas(model: nn.Module) -> None:
     assert torch.equal(model(token_ids()).logits, stacked)
 
 
+def test_a_scale_stays_when_others_come_and_go(model: nn.Module) -> None:
+    adapters = attach(model, {"style": STYLE, "legal": LEGAL})
+    adapters.use("legal")
+    adapters.set_scale("legal", 0.5)
+    halved = model(token_ids()).logits
+    adapters.add("medical", MEDICAL)
+    adapters.remove("style")
+    torch.testing.assert_close(model(token_ids()).logits, halved)
+    adapters.set_scale("legal", 1.0)
+    assert not torch.allclose(model(token_ids()).logits, halved)
+
+
+def test_merging_one_adapter_while_another_is_in_use_merges_its_whole_modules(model: nn.Module) -> None:
+    whole, other = trained(5, modules_to_save=("lm_head",)), trained(6, modules_to_save=("lm_head",))
+    adapters = attach(model, {"whole": whole, "other": other})
+    wanted = model(token_ids()).logits
+    adapters.use("other")
+    adapters.merge({"whole": 1.0})
+    torch.testing.assert_close(model(token_ids()).logits, wanted)
+
+
 def test_removing_an_adapter_leaves_the_others_as_they_were(model: nn.Module) -> None:
     adapters = attach(model, {"legal": LEGAL, "style": STYLE, "medical": MEDICAL})
     adapters.use("medical")
@@ -182,6 +203,7 @@ def test_a_merge_that_overflows_leaves_the_base_as_it_was() -> None:
     model = tiny_model("llama", dtype=torch.float16)
     base = model(token_ids()).logits
     adapters = inject(model, LoraConfig(r=2, target_modules="attention"))
+    rouse(adapters)
     with torch.no_grad():
         adapters.layers["model.layers.1.self_attn.o_proj"].lora_B.fill_(1e7)
     with pytest.raises(AdapterError, match=r"1\.self_attn\.o_proj.*not finite"):

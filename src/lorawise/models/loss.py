@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from lorawise.models.head import Head
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 64 * 2**20
+CACHE_BYTES = 2**21  # a processor reduces this much of the logits at a time, in fp32, without leaving its cache
 HALF_BOOST = 1024.0  # lifts fp16's gradients of logits above the smallest number the type holds; taken out in fp32
 
 
@@ -29,13 +30,13 @@ def chunked_loss(hidden: Tensor, positions: Tensor, targets: Tensor, head: Head,
     each = hidden.new_empty(hidden.shape[0], len(positions), dtype=wide_dtype(hidden.dtype))
     for part in _parts(len(positions), chunk):
         logits = head(torch.index_select(hidden, 1, positions[part]))
-        each[:, part], _ = _losses(logits, targets[part])
+        each[:, part] = _losses(logits, targets[part], None)
     return each.sum(1), each
 
 
 def chunk_of(vocabulary: int, n: int, itemsize: int, limit: int = CHUNK_BYTES) -> int:
-    """Positions whose logits and their gradient, and logits and softmax in fp32, stay within `limit` bytes."""
-    return max(16, limit // (n * vocabulary * (2 * itemsize + 8)))
+    """Positions whose logits and their gradient stay within `limit` bytes."""
+    return max(16, limit // (n * vocabulary * 2 * itemsize))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,8 +58,8 @@ class _ChunkedLoss(Function):
             picked = torch.index_select(hidden, 1, positions[part]).requires_grad_()
             with torch.enable_grad():
                 logits = head(picked)
-            each[:, part], softmax = _losses(logits, targets[part])
-            d_logits = _minus_onehot_(softmax, targets[part]).mul_(boost).to(logits.dtype)
+            d_logits = torch.empty_like(logits)
+            each[:, part] = _losses(logits.detach(), targets[part], d_logits, boost)
             d_picked, *d_own = torch.autograd.grad(
                 logits, (picked, *parameters), d_logits, allow_unused=True, materialize_grads=True
             )
@@ -89,23 +90,25 @@ def _by_slot(d_sums: Tensor, gradient: Tensor) -> Tensor:
     return d_sums if len(d_sums) == 1 else d_sums.view(-1, *[1] * (gradient.dim() - 1))
 
 
-def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Each position's loss (n, c) and the softmax (n, c, V), both wide. The largest probability is never tiny, so its
-    logarithm gives logΣexp exactly where the target's own would not."""
-    z = logits.detach().to(wide_dtype(logits.dtype))
-    of_target = z.gather(-1, _as_index(targets, z)).squeeze(-1)
-    top = z.amax(-1)
-    softmax = torch.softmax(z, -1)
-    return top - softmax.amax(-1).log() - of_target, softmax
+def _losses(logits: Tensor, targets: Tensor, d_logits: Tensor | None, boost: float = 1.0) -> Tensor:
+    """Each position's loss (n, c), wide; fills `d_logits` with boost·(softmax − onehot) where one is given.
 
-
-def _minus_onehot_(softmax: Tensor, targets: Tensor) -> Tensor:
-    index = _as_index(targets, softmax)
-    return softmax.scatter_(-1, index, softmax.gather(-1, index) - 1)
-
-
-def _as_index(targets: Tensor, of: Tensor) -> Tensor:
-    return targets.view(1, -1, 1).expand(of.shape[0], -1, 1)
+    The largest probability is never tiny, so its logarithm gives logΣexp exactly where the target's own would not.
+    """
+    n, c, vocabulary = logits.shape
+    rows, index = logits.view(n * c, vocabulary), targets.repeat(n).view(-1, 1)
+    wide = wide_dtype(logits.dtype)
+    losses = rows.new_empty(n * c, 1, dtype=wide)
+    some = max(1, CACHE_BYTES // (vocabulary * wide.itemsize)) if rows.device.type == "cpu" else n * c
+    for part in _parts(n * c, some):
+        z = rows[part].to(wide)
+        softmax = torch.softmax(z, -1)
+        largest = softmax.amax(-1, keepdim=True).log_()
+        losses[part] = z.amax(-1, keepdim=True) - largest - z.gather(-1, index[part])
+        if d_logits is not None:
+            softmax.scatter_(-1, index[part], softmax.gather(-1, index[part]) - 1)
+            d_logits.view(n * c, vocabulary)[part] = softmax if boost == 1.0 else softmax.mul_(boost)
+    return losses.view(n, c)
 
 
 def _parts(count: int, chunk: int) -> list[slice]:
