@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from lorawise import lora as lora
     from lorawise.lora.config import LoraConfig as LoraConfig
     from lorawise.models.load import load as load
-    from lorawise.train.run import train as train
+    from lorawise.training.run import train as train
 
 _HOMES = {
     "LoraConfig": "lorawise.lora.config",
     "load": "lorawise.models.load",
-    "train": "lorawise.train.run",
+    "train": "lorawise.training.run",
 }
 
 __all__ = ["LoraConfig", "__version__", "load", "lora", "train"]

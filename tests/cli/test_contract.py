@@ -13,7 +13,7 @@ from lorawise.base.errors import DivergedError, Interrupted, LorawiseError
 from lorawise.cli.app import run
 from lorawise.report.events import Reader
 from lorawise.runfile import RunFile
-from lorawise.train.run import RunResult
+from lorawise.training.run import RunResult
 
 RUN_FILE = "model: user/model\ndata: {train: user/rows}\nlora: {r: 16, alpha: 32}\n"
 Capture = pytest.CaptureFixture[str]
@@ -28,7 +28,7 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class FakeTrain:
-    """Stands for `lorawise.train.run.train`: remembers its call; prints, as a library might."""
+    """Stands for `lorawise.training.run.train`: remembers its call; prints, as a library might."""
 
     problem: BaseException | None = None
 
@@ -63,7 +63,7 @@ class FakeTrain:
 @pytest.fixture
 def fake_train(monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     fake = FakeTrain()
-    monkeypatch.setattr("lorawise.train.run.train", fake)
+    monkeypatch.setattr("lorawise.training.run.train", fake)
     return fake
 
 

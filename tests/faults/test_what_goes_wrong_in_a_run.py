@@ -29,8 +29,8 @@ from lorawise.base.errors import (
 )
 from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
 from lorawise.store import load_adapter
-from lorawise.train import memory
-from lorawise.train.run import train
+from lorawise.training import memory
+from lorawise.training.run import train
 
 
 class Listener:
@@ -186,7 +186,7 @@ def test_data_deleted_mid_run_does_not_stop_it_and_a_resume_names_it(tmp_path, b
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before(tmp_path, base, monkeypatch):
-    from lorawise.train.objective import NextToken
+    from lorawise.training.objective import NextToken
 
     real, calls = NextToken.__call__, []
 
@@ -270,7 +270,7 @@ def test_rows_cut_before_any_answer_ends_stop_in_preflight(tmp_path, base):
 
 
 def test_out_of_memory_is_said_with_its_cure(tmp_path, base, monkeypatch):
-    from lorawise.train.objective import NextToken
+    from lorawise.training.objective import NextToken
 
     def exhausted(self, model, batch, *, n=1):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

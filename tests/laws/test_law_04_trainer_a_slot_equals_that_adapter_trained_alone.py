@@ -13,10 +13,10 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.injection import inject
 from lorawise.models.packing import packing_support
-from lorawise.train.loop import Trainer, trained_parameters
-from lorawise.train.objective import NextToken
-from lorawise.train.optimizer import BankAdamW, SlotSettings
-from lorawise.train.schedule import Schedule
+from lorawise.training.loop import Trainer, trained_parameters
+from lorawise.training.objective import NextToken
+from lorawise.training.optimizer import BankAdamW, SlotSettings
+from lorawise.training.schedule import Schedule
 
 CONFIGS = (
     LoraConfig(r=2, scaling=1.0, seed=1, dropout=0.1),

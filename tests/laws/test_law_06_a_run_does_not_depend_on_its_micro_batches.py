@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.workbench import tiny_folder, tiny_run
 
-from lorawise.train.run import train
+from lorawise.training.run import train
 
 
 def losses(run: Path) -> list[float]:

@@ -11,7 +11,7 @@ from tests.workbench import labelled_rows, tiny_folder, tiny_run
 
 from lorawise.base.errors import Interrupted
 from lorawise.report.events import StepDone
-from lorawise.train.run import train
+from lorawise.training.run import train
 
 CASES = {
     "packed": {},

@@ -6,9 +6,9 @@ from tests.tiny import FAMILIES
 from tests.workbench import tiny_run
 
 from lorawise.models.files import resolve_model
-from lorawise.train.inputs import read_inputs
-from lorawise.train.preflight import Seen, preflight, still_layers
-from lorawise.train.setup import Prepared, prepare
+from lorawise.training.inputs import read_inputs
+from lorawise.training.preflight import Seen, preflight, still_layers
+from lorawise.training.setup import Prepared, prepare
 
 
 def prepared(tmp_path, **values) -> Prepared:

@@ -44,7 +44,7 @@ def demo(
     from lorawise.report.console import ConsoleReader
     from lorawise.report.metrics import plain
     from lorawise.runfile import load_run_file, make_run_file
-    from lorawise.train.run import train
+    from lorawise.training.run import train
 
     embedded_model()
     if (out / "run.yaml").is_file():
@@ -73,7 +73,7 @@ def _test(out: Path) -> list[dict[str, Any]]:
     from lorawise.models.load import load
     from lorawise.report.metrics import plain
     from lorawise.store import adapter_digest, load_adapter
-    from lorawise.train.measure import measure
+    from lorawise.training.measure import measure
 
     digest = adapter_digest(load_adapter(out / "adapter"))
     kept = out / TEST

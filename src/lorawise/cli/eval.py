@@ -10,7 +10,7 @@ from lorawise.cli.outcome import Json, Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lorawise.train.measure import Measured
+    from lorawise.training.measure import Measured
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
     from lorawise.data.read import read_rows
     from lorawise.models.load import load
     from lorawise.report.metrics import plain
-    from lorawise.train.measure import measure
+    from lorawise.training.measure import measure
 
     rows = read_rows(data)
     loaded = load(model, {} if adapter is None else {"adapter": adapter}, dtype=dtype)

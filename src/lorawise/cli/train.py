@@ -69,7 +69,7 @@ def _train(
     from lorawise.report.console import ConsoleReader
     from lorawise.report.events import Noted
     from lorawise.report.metrics import plain
-    from lorawise.train.run import train as train_run
+    from lorawise.training.run import train as train_run
 
     console = None if as_json else ConsoleReader()
     for finding in findings:

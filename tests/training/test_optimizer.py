@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from lorawise.base.errors import ConfigError, RunError
-from lorawise.train.optimizer import FIRST_SCALE, GROWTH_INTERVAL, BankAdamW, SlotSettings, Trained
+from lorawise.training.optimizer import FIRST_SCALE, GROWTH_INTERVAL, BankAdamW, SlotSettings, Trained
 
 N, R, IN, OUT = 3, 2, 5, 4
 

@@ -30,15 +30,15 @@ from lorawise.report.metrics import METRICS_NAME, MetricsFile
 from lorawise.report.page import write_report
 from lorawise.report.trackers import open_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
-from lorawise.train.checkpoint import Checkpoint, newest_checkpoint, restore
-from lorawise.train.folder import RunFolder, identity_of, require_same
-from lorawise.train.inputs import read_inputs
-from lorawise.train.memory import peak_memory
-from lorawise.train.preflight import Seen, preflight, require_passed
-from lorawise.train.session import Session
-from lorawise.train.setup import Prepared, prepare
-from lorawise.train.signals import stop_on_signal
-from lorawise.train.state import Progress
+from lorawise.training.checkpoint import Checkpoint, newest_checkpoint, restore
+from lorawise.training.folder import RunFolder, identity_of, require_same
+from lorawise.training.inputs import read_inputs
+from lorawise.training.memory import peak_memory
+from lorawise.training.preflight import Seen, preflight, require_passed
+from lorawise.training.session import Session
+from lorawise.training.setup import Prepared, prepare
+from lorawise.training.signals import stop_on_signal
+from lorawise.training.state import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

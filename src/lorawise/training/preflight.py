@@ -17,10 +17,10 @@ from lorawise.data.encode import preview
 from lorawise.data.encoded import Encoded, EncodedSet
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.report.events import Check, Piece, Preflight
-from lorawise.train.evaluate import score
-from lorawise.train.loop import Trainer
-from lorawise.train.memory import peak_memory, total_memory
-from lorawise.train.objective import Label
+from lorawise.training.evaluate import score
+from lorawise.training.loop import Trainer
+from lorawise.training.memory import peak_memory, total_memory
+from lorawise.training.objective import Label
 
 LISTED = 5
 

@@ -15,13 +15,13 @@ from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
 from lorawise.runfile import RunFile
-from lorawise.train.evaluate import Evaluator, Questions, questions_of
-from lorawise.train.inputs import Inputs
-from lorawise.train.loop import Trainer, trained_parameters
-from lorawise.train.memory import choose_mode, choose_tokens, keep_activations
-from lorawise.train.objective import objective_of
-from lorawise.train.optimizer import BankAdamW, SlotSettings
-from lorawise.train.schedule import Schedule, warmup_steps
+from lorawise.training.evaluate import Evaluator, Questions, questions_of
+from lorawise.training.inputs import Inputs
+from lorawise.training.loop import Trainer, trained_parameters
+from lorawise.training.memory import choose_mode, choose_tokens, keep_activations
+from lorawise.training.objective import objective_of
+from lorawise.training.optimizer import BankAdamW, SlotSettings
+from lorawise.training.schedule import Schedule, warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

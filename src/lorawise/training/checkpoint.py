@@ -23,8 +23,8 @@ from torch import Tensor
 from lorawise.base.errors import StorageError
 from lorawise.base.files import atomic_folder, sweep_partial, verify_folder
 from lorawise.base.findings import Finding
-from lorawise.train.optimizer import BankAdamW
-from lorawise.train.state import Progress
+from lorawise.training.optimizer import BankAdamW
+from lorawise.training.state import Progress
 
 TENSORS = ("parameter", "exp_avg", "exp_avg_sq")
 FILES = (*(f"{word}.safetensors" for word in TENSORS), "progress.json", "optimizer.json", "identity.json")

@@ -14,12 +14,12 @@ from lorawise.base.errors import DivergedError, Interrupted
 from lorawise.lora.wrapping import base_modules
 from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, RunEnded, Saved, StepDone
 from lorawise.store import Provenance, save_adapter
-from lorawise.train.checkpoint import save_checkpoint
-from lorawise.train.folder import RunFolder
-from lorawise.train.loop import steps
-from lorawise.train.setup import Prepared
-from lorawise.train.signals import StopRequest
-from lorawise.train.state import Progress
+from lorawise.training.checkpoint import save_checkpoint
+from lorawise.training.folder import RunFolder
+from lorawise.training.loop import steps
+from lorawise.training.setup import Prepared
+from lorawise.training.signals import StopRequest
+from lorawise.training.state import Progress
 
 
 class Session:

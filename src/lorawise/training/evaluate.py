@@ -26,8 +26,8 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.adapters import Adapters
 from lorawise.models.generate import generate
 from lorawise.report.events import Evaluated, EvaluationName, Sample
-from lorawise.train.memory import memory_errors
-from lorawise.train.objective import Label, NextToken
+from lorawise.training.memory import memory_errors
+from lorawise.training.objective import Label, NextToken
 
 LONGEST_ANSWER = 1024  # tokens; a reference may be longer, then its answer cannot match
 

@@ -15,8 +15,8 @@ from lorawise.data.rows import RowSet, class_labels
 from lorawise.lora.injection import task_of
 from lorawise.models.load import Loaded
 from lorawise.report.events import Sample
-from lorawise.train.evaluate import accuracy_and_f1, answered, questions_of, score
-from lorawise.train.objective import objective_of
+from lorawise.training.evaluate import accuracy_and_f1, answered, questions_of, score
+from lorawise.training.objective import objective_of
 
 TOKENS_AT_ONCE = 4096
 

@@ -18,8 +18,8 @@ from lorawise.models.open import open_model
 from lorawise.report.events import Evaluated, Event, Noted, PreflightDone, RunEnded, RunStarted, Saved, StepDone
 from lorawise.runfile import load_run_file
 from lorawise.store import load_adapter, read_provenance
-from lorawise.train.evaluate import accuracy_and_f1, exact_match
-from lorawise.train.run import train
+from lorawise.training.evaluate import accuracy_and_f1, exact_match
+from lorawise.training.run import train
 
 
 class Listener:
@@ -90,10 +90,10 @@ def test_the_adapter_kept_is_the_best_and_patience_ends_the_run(tmp_path, base):
 
 def test_the_adapter_on_disk_scores_what_the_run_said(tmp_path, base):
     from lorawise.data.batches import eval_batches
-    from lorawise.train.evaluate import score
-    from lorawise.train.inputs import read_inputs
-    from lorawise.train.objective import NextToken
-    from lorawise.train.setup import _batch_options
+    from lorawise.training.evaluate import score
+    from lorawise.training.inputs import read_inputs
+    from lorawise.training.objective import NextToken
+    from lorawise.training.setup import _batch_options
 
     run, listener = trained(tmp_path, model=base)
     completed, _ = load_run_file(run / "run.yaml")

@@ -19,10 +19,10 @@ from lorawise.base.errors import DivergedError
 from lorawise.data.batches import BatchPlan, MicroBatch
 from lorawise.lora.adapters import Adapters
 from lorawise.report.events import StepDone
-from lorawise.train.memory import memory_errors, peak_memory
-from lorawise.train.objective import Label, NextToken
-from lorawise.train.optimizer import BankAdamW, Trained
-from lorawise.train.schedule import Schedule
+from lorawise.training.memory import memory_errors, peak_memory
+from lorawise.training.objective import Label, NextToken
+from lorawise.training.optimizer import BankAdamW, Trained
+from lorawise.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

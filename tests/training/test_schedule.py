@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorawise.base.errors import ConfigError
-from lorawise.train.schedule import Schedule, schedules, warmup_steps
+from lorawise.training.schedule import Schedule, schedules, warmup_steps
 
 
 @given(name=st.sampled_from(sorted(schedules)), total=st.integers(1, 300), data=st.data())

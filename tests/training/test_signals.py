@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lorawise.train.signals import stop_on_signal
+from lorawise.training.signals import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
