@@ -168,6 +168,9 @@ def test_with_every_checkpoint_torn_the_run_starts_from_the_first_step_and_says_
     listener = Listener()
     train(run, out=again, resume=True, readers=[listener])
     assert listener.codes().count("torn-checkpoint") == 2
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 9))
+    assert [line.get("name") for line in lines].count("base") == 1
     assert "resumed-from-start" in listener.codes()
     assert next(event.step for event in listener.events if isinstance(event, StepDone)) == 1
 

@@ -126,6 +126,6 @@ def test_nan_in_one_slot_leaves_the_others_bits() -> None:
 
 def test_a_chunk_keeps_to_its_memory_and_never_shrinks_to_nothing() -> None:
     positions = chunk_of(49_152, 1, 2)
-    assert positions * 49_152 * (2 + 2 + 4 + 4) <= CHUNK_BYTES < (positions + 1) * 49_152 * 12
-    assert chunk_of(49_152, 4, 2) == positions // 4
-    assert chunk_of(10**9, 1, 2) == 16
+    assert positions * 49_152 * (2 + 2) <= CHUNK_BYTES < (positions + 1) * 49_152 * 4
+    assert chunk_of(49_152, 2, 2) == positions // 2
+    assert (chunk_of(10**9, 1, 2), chunk_of(10**9, 3, 2), chunk_of(10**9, 100, 2)) == (64, 22, 1)

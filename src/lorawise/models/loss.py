@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from lorawise.models.head import Head
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 48 * 2**20
+CHUNK_ROWS = 64  # fewer rows of logits than this, and reading the head's weights costs more than the products
 CACHE_BYTES = 2**21  # a processor reduces this much of the logits at a time, in fp32, without leaving its cache
 HALF_BOOST = 1024.0  # lifts fp16's gradients of logits above the smallest number the type holds; taken out in fp32
 
@@ -35,8 +36,8 @@ def chunked_loss(hidden: Tensor, positions: Tensor, targets: Tensor, head: Head,
 
 
 def chunk_of(vocabulary: int, n: int, itemsize: int, limit: int = CHUNK_BYTES) -> int:
-    """Positions whose logits and their gradient stay within `limit` bytes."""
-    return max(16, limit // (n * vocabulary * 2 * itemsize))
+    """Positions whose logits and their gradient, for n slots, stay within `limit` bytes; never too few to be fast."""
+    return max(-(-CHUNK_ROWS // n), limit // (n * vocabulary * 2 * itemsize))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -119,7 +119,8 @@ def _train(
     if dry_run:
         return _dry_result(folder, prepared, report)
     folder.write_run_file(prepared.run)
-    everyone = [*readers, *_own_readers(folder, prepared.run, progress.step if resume else None, stack)]
+    resume_at = progress.step if checkpoint is not None else None
+    everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
     for event in early:
         _tell(everyone[len(readers) :], event)
     return _go(prepared, folder, identity, progress, everyone, report)
