@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = "Turn the customer's message into JSON with intent, order, customer, items and urgent."
-SIZES = {"train": 420, "validation": 60, "test": 100}
+SIZES = {"train": 640, "validation": 40, "test": 60}
 SEED = 20261124
 
 NAMES = {
@@ -153,6 +153,9 @@ DISTRACTIONS = {
     "test": ("My phone number is 555-{digits}.", "My sister {other} told me about you.", "No need to hurry."),
 }
 CLOSINGS = ("Thanks!", "Best wishes", "Thank you.", "Kind regards", "Cheers", "Many thanks in advance.", "")
+ONSETS = (*"bcdfghjklmnprstvwz", "st", "br", "kl", "tr", "sh", "th", "gr", "ch")
+ENDINGS = ("n", "r", "s", "l", "ra", "na", "lo", "mi", "ck", "tte", "ria", "nd", "go", "berg", "ton", "", "la", "x")
+_HELD = {word for words in (NAMES, CITIES) for part in ("validation", "test") for word in words[part].split()}
 NUMBERS = ("", "one", "two", "three", "four", "five")
 
 
@@ -174,12 +177,24 @@ class Draw:
     def word(self, words: dict[str, str], by: str | None = None) -> str:
         return self.of(words[self.part].split(by))
 
+    def proper(self, words: dict[str, str]) -> str:
+        """A name or a city. Most of those in training are made up, so that copying is learned and not a list."""
+        if self.part != "train" or self.chance(0.15):
+            return self.word(words)
+        while (made := self._made_up()) in _HELD:
+            pass
+        return made
+
+    def _made_up(self) -> str:
+        syllables = [self.of(ONSETS) + self.of("aeiouy") for _ in range(self.random.choice((1, 2, 2, 3)))]
+        return "".join((*syllables, self.of(ENDINGS))).capitalize()
+
     def chance(self, share: float) -> bool:
         return self.random.random() < share
 
 
 def row(draw: Draw) -> dict[str, object]:
-    name, city = draw.word(NAMES), draw.word(CITIES) if draw.chance(0.4) else None
+    name, city = draw.proper(NAMES), draw.proper(CITIES) if draw.chance(0.4) else None
     order = f"{draw.of('ABDEFGHKLMNPRST')}-{draw.random.randrange(1000, 10000)}" if draw.chance(0.75) else None
     products = draw.random.sample(PRODUCTS[draw.part].split("|"), draw.random.choices((1, 2, 3), (5, 4, 1))[0])
     items = [
@@ -235,9 +250,9 @@ def _distraction(draw: Draw, answer: dict) -> str:
     calm = ("There is no rush.", "Take your time.", "No need to hurry.")
     while (sentence := draw.sentence(DISTRACTIONS)) in calm and answer["urgent"]:
         pass
-    other = draw.word(NAMES)
+    other = draw.proper(NAMES)
     while other == answer["customer"]["name"]:
-        other = draw.word(NAMES)
+        other = draw.proper(NAMES)
     return sentence.format(digits=f"{draw.random.randrange(10000):04}", day=draw.random.randrange(2, 29), other=other)
 
 

@@ -17,13 +17,13 @@ SUPPORT = Path(__file__).parent / "support"
 RUN = {
     "lora": {"r": 16, "scaling": 2.0, "target_modules": "all-linear"},
     "train": {
-        "epochs": 2,
+        "epochs": 1.5,
         "batch_size": 16,
         "max_length": 512,
         "learning_rate": 1e-3,
         "warmup": 0.1,
         "save_every": 10,
-        "eval_generate": 6,
+        "eval_generate": 4,
     },
 }
 TEST = "test.json"

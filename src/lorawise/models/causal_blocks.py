@@ -235,22 +235,28 @@ def _scores(q: Tensor, k: Tensor, rule: Rule) -> Tensor:
 
 
 def _mask_(scores: Tensor, low: int, start: int, stop: int, group: int, window: int | None) -> Tensor:
-    """−∞ where a query must not look: after itself, or a window or more before itself."""
-    scores[..., start - low :].masked_fill_(_after(stop - start, group, scores.device), -torch.inf)
-    if window is not None and low + window < stop:
-        query = torch.arange(start, stop, device=scores.device).repeat_interleave(group)
-        key = torch.arange(low, start, device=scores.device)
-        scores[..., : start - low].masked_fill_(key <= query[:, None] - window, -torch.inf)
-        within = torch.arange(start, stop, device=scores.device)
-        scores[..., start - low :].masked_fill_(within <= query[:, None] - window, -torch.inf)
+    """−∞ added where a query must not look: after itself, or a window or more before itself."""
+    block = stop - start
+    scores[..., start - low :].add_(_after(block, group, scores.dtype, scores.device))
+    if window is not None and (past := start - low - window) + block > 0:
+        scores[..., :block].add_(_before(block, group, past, scores.dtype, scores.device))
     return scores
 
 
 @lru_cache(maxsize=64)
-def _after(block: int, group: int, device: torch.device) -> Tensor:
-    """(block·group, block): the keys after each query of a block on the diagonal."""
+def _after(block: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(block·group, block): −∞ at the keys after each query of a block on the diagonal, else 0."""
     step = torch.arange(block, device=device)
-    return step > step.repeat_interleave(group)[:, None]
+    hidden = step > step.repeat_interleave(group)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+
+
+@lru_cache(maxsize=64)
+def _before(block: int, group: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(block·group, block): −∞ at the keys, of the first that a block sees, which have left each query's window."""
+    step = torch.arange(block, device=device)
+    hidden = step <= step.repeat_interleave(group)[:, None] + past
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _sinks_of(batch: _Batch, sinks: Tensor) -> Tensor:

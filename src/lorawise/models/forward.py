@@ -42,7 +42,7 @@ class Classified:
 
 
 def causal_loss(model: PreTrainedModel, batch: ModelBatch, *, n: int = 1, chunk: int | None = None) -> LossParts:
-    """Next-token cross-entropy of the batch's trained tokens, `chunk` of them at a time (None: 48 MB of logits and gradient)."""
+    """Next-token cross-entropy of the batch's trained tokens, `chunk` of them at a time (None: as `chunk_of` says)."""
     hidden, output = _hidden(model, batch, n)
     if chunk is None:
         chunk = chunk_of(model.config.get_text_config().vocab_size, n, hidden.element_size())
