@@ -18,11 +18,11 @@ RUN = {
     "lora": {"r": 16, "scaling": 2.0, "target_modules": "all-linear"},
     "train": {
         "epochs": 1.5,
-        "batch_size": 16,
+        "batch_size": 8,
         "max_length": 512,
         "learning_rate": 1e-3,
-        "warmup": 0.1,
-        "save_every": 10,
+        "warmup": 0.05,
+        "save_every": 20,
         "eval_generate": 4,
     },
 }
