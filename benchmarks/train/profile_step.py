@@ -20,7 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lorawise import LoraConfig
 from lorawise.data.batches import MicroBatch
 from lorawise.lora import inject
-from lorawise.models.allocator import keep_freed_memory
 from lorawise.models.batch import ModelBatch, to_model_batch
 from lorawise.models.forward import causal_loss
 from lorawise.models.packing import packing_support
@@ -130,7 +129,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
     length, _, times = args.lengths.partition("x")
     lengths = (int(length),) * int(times) if times else tuple(map(int, args.lengths.split(",")))
     model, batch = smollm2_135m(args.layers), random_row(lengths, args.labelled)
