@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.saved_models import VOCABULARY, save_tiny
 from tests.tiny import FAMILIES
 
-from lorawise.base.errors import ModelError
+from lorawise.base.errors import ModelError, TensorFileError
 from lorawise.models import dtypes
 from lorawise.models import files as files_module
 from lorawise.models.open import ModelFiles, open_model, resolve_model
@@ -102,7 +102,7 @@ def test_a_torn_file_is_found_before_anything_is_loaded(keep: int, tmp_path: Pat
     save_tiny(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match="torn"):
+    with pytest.raises(TensorFileError, match="torn"):
         resolve_model(tmp_path)
 
 

@@ -5,7 +5,8 @@
     │   ├── ConfigError           a setting that cannot be meant (LoraConfig, run file)
     │   ├── DataError             rows that cannot be read or trained on
     │   ├── ModelError            a base model that cannot be opened or adapted
-    │   └── AdapterError          an adapter folder that does not hold what it says
+    │   ├── AdapterError          an adapter folder that does not hold what it says
+    │   └── TensorFileError       a safetensors file that is torn or lies about itself
     └── RunError                  the work ran and met a problem                     exit 1
         ├── PreflightError        a check before the first step failed
         ├── DivergedError         the loss or the gradients are not finite
@@ -70,6 +71,10 @@ class ModelError(UsageError):
 
 class AdapterError(UsageError):
     code = "adapter"
+
+
+class TensorFileError(UsageError):
+    code = "tensor-file"
 
 
 class RunError(LorawiseError):

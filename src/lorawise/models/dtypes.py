@@ -10,7 +10,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +56,7 @@ def checkpoint_dtype(folder: Path) -> str:
     """The type most of the weights are stored in, by number of elements."""
     elements: Counter[str] = Counter()
     for tensor in tensor_headers(folder).values():
-        elements[tensor["dtype"]] += prod(tensor["shape"])
+        elements[tensor.dtype] += tensor.size
     commonest = elements.most_common(1)[0][0] if elements else "F32"
     if commonest not in _ON_DISK:
         raise ModelError(

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from lorawise.base.errors import ModelError, nearest
 from lorawise.base.files import digest_text, sha256_file
+from lorawise.base.safetensors import SafetensorsFile, TensorHeader
 
 Kind = Literal["hub", "folder", "gguf", "embedded"]
 Progress = Callable[[str], None]
@@ -122,30 +123,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def tensor_headers(folder: Path) -> dict[str, dict[str, Any]]:
-    """name → {dtype, shape, data_offsets} of every tensor of a folder, from the safetensors headers alone."""
-    found: dict[str, dict[str, Any]] = {}
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Every tensor of a folder, from the safetensors headers alone; `TensorFileError` for a torn file."""
+    found: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
-        found |= safetensors_header(path)
+        found |= SafetensorsFile.open(path).tensors
     return found
-
-
-def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of one safetensors file; `ModelError` when the file is shorter than its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise _torn(path)
-        try:
-            header = json.loads(handle.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise _torn(path) from None
-    header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if size != 8 + length + end:
-        raise _torn(path)
-    return dict(header)
 
 
 def weights_digest(folder: Path) -> str:
@@ -199,10 +182,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ModelError(f"{index} holds no weight_map", cure="fetch the model again") from None
     return dict(found)
-
-
-def _torn(path: Path) -> ModelError:
-    return ModelError(f"{path} is torn: its size is not what its header says", cure="fetch the model again")
 
 
 def _looks_like_path(text: str) -> bool:

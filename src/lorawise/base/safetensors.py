@@ -1,0 +1,160 @@
+"""safetensors files read without torch: the header first, then single tensors as numpy arrays.
+
+    8 bytes: header length, little endian | JSON header: name → {dtype, shape, data_offsets} | the tensors' bytes
+
+The `safetensors` package has no numpy type for bf16, so its numpy door refuses such files; here bf16 is widened to
+float32, which is exact. A file is input from strangers: the header is bounded, and every tensor must lie inside the
+file with as many bytes as its shape and type say, before any of them is read.
+Format: https://huggingface.co/docs/safetensors
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorawise.base.errors import TensorFileError
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_CURE = "copy or fetch the file again"
+
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # the bits; `read` widens them
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64}
+_BITS |= {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+_BITS |= {name: dtype.itemsize * 8 for name, dtype in _NUMPY.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorHeader:
+    """One tensor before its bytes are read. `start` and `end` are offsets into the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsFile:
+    """One file's header, checked. `SafetensorsFile.open(path)`, then `read(name)`."""
+
+    path: Path
+    tensors: Mapping[str, TensorHeader]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> "SafetensorsFile":
+        """`TensorFileError` when the file is torn or its header lies; `OSError` when it cannot be opened."""
+        header, data_start, size = _read_json(path)
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {name: _tensor(path, name, entry, data_start) for name, entry in header.items()}
+        end = max((tensor.end for tensor in tensors.values()), default=data_start)
+        if end != size:
+            raise _torn(path, f"it has {size:,} bytes, its header says {end:,}")
+        _refuse_overlaps(path, tensors)
+        return cls(path=path, tensors=tensors, metadata=metadata if isinstance(metadata, dict) else {})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor in its own type; bf16 as float32. `TensorFileError` for types numpy has no equal of."""
+        tensor = self.tensors[name]
+        if tensor.dtype not in _NUMPY:
+            raise TensorFileError(
+                f"{self.path}: {name} has type {tensor.dtype}", expected=f"one of {', '.join(_NUMPY)}", cure=""
+            )
+        count = tensor.size
+        values: NDArray[Any]
+        with self.path.open("rb") as handle:
+            handle.seek(tensor.start)
+            values = np.fromfile(handle, dtype=_NUMPY[tensor.dtype], count=count)
+        if values.size != count:
+            raise _torn(self.path, f"it ends inside {name}")
+        if tensor.dtype == "BF16":
+            values = widen_bf16(values)
+        shaped: NDArray[Any] = values.reshape(tensor.shape)
+        return shaped
+
+
+def widen_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bf16, given as its bits, as float32: the same numbers, 16 zero bits appended to each."""
+    wide: NDArray[np.float32] = (bits.astype(np.uint32) << 16).view(np.float32)
+    return wide
+
+
+def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of float32 values rounded to bf16, ties to even; NaN stays NaN, beyond the largest becomes infinity."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
+    """(header, offset of the first tensor byte, size of the file)."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _torn(path, "it ends inside its header")
+        if length > MAX_HEADER:
+            raise _torn(path, f"its header has {length:,} bytes")
+        raw = handle.read(length)
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise _torn(path, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _torn(path, "its header is not a JSON object")
+    return header, 8 + length, size
+
+
+def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorHeader:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise _torn(path, f"its header's entry of {name} is not a dtype, a shape and two offsets")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise _torn(path, f"{name} has shape {shape}")
+    if dtype not in _BITS:
+        raise _torn(path, f"{name} has type {dtype!r}, which the format does not know")
+    count = math.prod(shape)
+    if start < 0 or (end - start) * 8 != count * _BITS[dtype]:
+        raise _torn(path, f"{name} takes {end - start:,} bytes, its shape {shape} of {dtype} says otherwise")
+    return TensorHeader(dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end)
+
+
+def _refuse_overlaps(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
+    spans = sorted((tensor.start, tensor.end) for tensor in tensors.values())
+    if any(before[1] > after[0] for before, after in pairwise(spans)):
+        raise _torn(path, "its tensors overlap")
+
+
+def _torn(path: Path, why: str) -> TensorFileError:
+    return TensorFileError(f"{path} is torn: {why}", expected="a whole safetensors file", cure=_CURE)
