@@ -1,12 +1,13 @@
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.data.real_templates import open_tokenizer, write_folder
 
+from lorawise.base.cache import cache_folder
 from lorawise.data import cache as token_cache
-from lorawise.data import encode as encode_module
 from lorawise.data.encode import EncodeOptions, encode_rows
 from lorawise.data.encoder import Encoder
 from lorawise.data.rows import Row, Where
@@ -133,10 +134,23 @@ def test_a_cache_that_is_a_file_is_a_finding(tokenizer, tmp_path):
     assert [finding.code for finding in encoded.findings] == ["cache-unwritable"]
 
 
-def test_the_folder_is_named_by_the_environment(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAWISE_CACHE", str(tmp_path / "mine"))
+@pytest.mark.parametrize(
+    ("variable", "value", "folder"),
+    [
+        ("LORAWISE_CACHE", "{home}/mine", "{home}/mine"),
+        ("LORAWISE_CACHE", "~/mine", "{home}/mine"),
+        ("XDG_CACHE_HOME", "{home}/shared", "{home}/shared/lorawise"),
+        ("HOME", "{home}", "{home}/.cache/lorawise"),
+    ],
+)
+def test_rows_are_kept_in_the_one_cache_that_models_are_kept_in(
+    variable, value, folder, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("LORAWISE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, value.format(home=tmp_path))
     encode_rows(texts("Lima"), tokenizer)
-    assert len(list((tmp_path / "mine" / "tokens").glob("*.npz"))) == 1
-    monkeypatch.delenv("LORAWISE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert encode_module.token_cache.cache_folder() == tmp_path / "home" / ".cache" / "lorawise"
+    kept = Path(folder.format(home=tmp_path))
+    assert cache_folder() == kept
+    assert len(list((kept / "tokens").glob("*.npz"))) == 1

@@ -3,7 +3,7 @@
     key = sha256(format, rows, tokenizer, template, options)  →  <cache>/tokens/<key>.npz
 
 A cache is a convenience: a torn or foreign file is made again, and a disk that is full or read-only is a finding, never
-the end of a run. Folder: LORAWISE_CACHE, else ~/.cache/lorawise. Files appear whole or not at all (one rename).
+the end of a run. Files appear whole or not at all (one rename).
 """
 
 import contextlib
@@ -17,17 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lorawise.base.cache import cache_folder
 from lorawise.base.findings import Finding
 from lorawise.data.encoded import Encoded, EncodedSet, Refusal
 from lorawise.data.rows import Row
 
 FORMAT = "lorawise tokens 1"
-
-
-def cache_folder() -> Path:
-    """Where caches live: LORAWISE_CACHE, else ~/.cache/lorawise."""
-    named = os.environ.get("LORAWISE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "lorawise"
 
 
 def path_of(key: str, folder: Path | None = None) -> Path:
