@@ -1,11 +1,16 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.data.real_templates import write_folder
 from tests.models.saved_models import save_tiny
 
 import lorawise
 from lorawise.base.errors import AdapterError, ModelError
+from lorawise.data.encode import prompt_and_answer
+from lorawise.data.rows import Row, Where
+from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora import LoraConfig, adapters_of, eject, inject
 from lorawise.models.load import Loaded
 from lorawise.models.open import open_model, resolve_model
@@ -59,6 +64,17 @@ def test_a_loaded_model_answers_text_and_conversations(base: Path, tmp_path: Pat
     assert answer == loaded.generate([{"role": "user", "content": "the cat"}], max_new_tokens=6)
     assert answer != loaded.use(None).generate("the cat", max_new_tokens=6)
     assert loaded.tokenizer.decode(loaded.prompt("the cat")) == "<s>user the cat<|im_end|><s>assistant "
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", ["llama3", "qwen2_5"])  # one prints BOS itself, one leaves it to the tokenizer
+def test_a_question_is_read_as_the_ids_that_training_saw(adds_bos: bool, template: str, tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer.open(write_folder(tmp_path, template, adds_bos=adds_bos))
+    turns = ({"role": "user", "content": "Lima?"}, {"role": "assistant", "content": "Peru."})
+    row = Row(kind="messages", where=Where(path="a", line=1), messages=turns, trained_turns=(1,))
+    trained_on, _ = prompt_and_answer(row, tokenizer)
+    assert Loaded.prompt(SimpleNamespace(tokenizer=tokenizer), turns[:1]) == trained_on.tolist()
+    assert Loaded.prompt(SimpleNamespace(tokenizer=tokenizer), "Lima?") == trained_on.tolist()
 
 
 def test_a_base_alone_loads_and_takes_adapters_later(base: Path, tmp_path: Path) -> None:

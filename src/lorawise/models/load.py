@@ -58,12 +58,10 @@ class Loaded:
 
     def prompt(self, asked: str | Messages) -> list[int]:
         """The ids the model reads: text is one user message where there is a chat template, else plain text."""
-        if isinstance(asked, str):
-            if not self.tokenizer.has_template:
-                return [int(i) for i in self.tokenizer.encode(asked, bos=True)[0]]
+        if isinstance(asked, str) and self.tokenizer.has_template:
             asked = [{"role": "user", "content": asked}]
-        text = self.tokenizer.render(asked, add_generation_prompt=True)
-        return [int(i) for i in self.tokenizer.encode(text)[0]]
+        text = asked if isinstance(asked, str) else self.tokenizer.render(asked, add_generation_prompt=True)
+        return [int(i) for i in self.tokenizer.encode(text, bos=True)[0]]  # BOS exactly once, as training sees it
 
     def generate(self, asked: str | Messages, *, max_new_tokens: int = 256, sampling: Sampling | None = None) -> str:
         """The answer to one question or conversation: greedy, or drawn as `sampling` says."""
