@@ -81,6 +81,33 @@ def test_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(tmp_path, b
     assert train(run, out=tmp_path / "run", resume=True).steps == 8
 
 
+@pytest.mark.parametrize("room", ["enough for the report", "none"])
+def test_a_run_that_fails_leaves_no_report_of_an_earlier_state(room, tmp_path, base, monkeypatch):
+    run = tiny_run(tmp_path, model=base)
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "run", readers=[Listener(3, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    report = tmp_path / "run" / "report.html"
+    assert "Stopped at step 3" in report.read_text()
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(folder: Path) -> Path:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(files, "_sync", full)
+    if room == "none":
+        monkeypatch.setattr("lorawise.training.run.write_report", refuse)
+    listener = Listener()
+    with pytest.raises(StorageError, match="no space left"):
+        train(run, out=tmp_path / "run", resume=True, readers=[listener])
+    assert listener.events[-1].reason == "failed"
+    if room == "none":
+        assert not report.exists()
+    else:
+        assert "Something went wrong after step 4" in report.read_text()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.parametrize("size", ["64k", "300k"])
 def test_a_disk_that_is_really_full_says_so_and_leaves_nothing_torn(tmp_path, base, size):

@@ -3,14 +3,16 @@
 import json
 import os
 import signal
+from datetime import date
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.workbench import labelled_rows, tiny_folder, tiny_run
+from tests.workbench import TEMPLATE, labelled_rows, tiny_folder, tiny_run
 
 from lorawise.base.errors import Interrupted
 from lorawise.report.events import StepDone
+from lorawise.training import inputs
 from lorawise.training.run import train
 
 CASES = {
@@ -104,3 +106,17 @@ def test_a_classification_head_goes_on_to_the_bit_too(tmp_path, base):
         train(run, out=tmp_path / "stopped", readers=[SignalAt(5)])
     train(run, out=tmp_path / "stopped", resume=True)
     assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_template_that_prints_the_date_prints_the_day_the_run_started(tmp_path, monkeypatch):
+    """A run that goes on next week sees the text it began with."""
+    base = tiny_folder(tmp_path / "base", template="<s>{{ strftime_now('%d %B %Y') }}\n" + TEMPLATE)
+    run = tiny_run(tmp_path, model=base)
+    monkeypatch.setattr(inputs, "_today", lambda: date(2026, 11, 24))
+    train(run, out=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "stopped", readers=[SignalAt(5)])
+    monkeypatch.setattr(inputs, "_today", lambda: date(2026, 12, 1))
+    train(run, out=tmp_path / "stopped", resume=True)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
+    assert "date: '2026-11-24'" in (tmp_path / "stopped" / "run.yaml").read_text()

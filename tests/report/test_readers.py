@@ -185,7 +185,8 @@ class Recorder:
     def recording(self, function: str) -> object:
         def call(*positional: object, **named: object) -> object:
             self.calls.append((function, positional[0] if positional else named))
-            return SimpleNamespace(log=self.recording("log"), finish=self.recording("finish"))
+            info = SimpleNamespace(run_id="given by the service")
+            return SimpleNamespace(log=self.recording("log"), finish=self.recording("finish"), info=info)
 
         return call
 
@@ -214,6 +215,33 @@ def test_a_tracker_is_started_fed_and_closed(
     assert logged[1]["train/loss"] == pytest.approx(loss_at(1))
     assert "train/loss" not in logged[-1]
     assert recorder.calls[-1][0] == last
+
+
+@pytest.mark.parametrize(
+    ("name", "functions", "start", "key"),
+    [
+        ("wandb", ("init",), "init", "id"),
+        ("mlflow", ("set_experiment", "start_run", "log_params", "log_metrics", "end_run"), "start_run", "run_id"),
+        ("trackio", ("init", "log", "finish"), "init", "name"),
+    ],
+)
+def test_a_resumed_run_goes_on_in_the_place_it_had(
+    name: str, functions: tuple[str, ...], start: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, name, recorder.module(name, *functions))
+    started = next(event for event in whole_run(tmp_path) if isinstance(event, RunStarted))
+    for folder in (tmp_path / "first", tmp_path / "first", tmp_path / "another" / "first"):
+        (reader,) = open_trackers([name], folder)
+        reader(started)
+        reader.close()
+    calls = [named for function, named in recorder.calls if function == start]
+    first, again, other = (dict(named) for named in calls)
+    known = "given by the service" if name == "mlflow" else first[key]
+    assert again[key] == known
+    assert again.get("resume", "allow") == "allow"
+    assert other[key] != known
+    assert [function for function, _ in recorder.calls].count("log_params") == 2 * (name == "mlflow")
 
 
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,3 +301,18 @@ def test_a_completed_file_loads_to_the_same_run(
         again, _ = load_run_file(write(Path(folder), run.to_yaml()))
     assert again == run
     assert again.lora_config() == run.lora_config()
+
+
+def test_a_template_is_a_known_name_or_a_file_beside_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "chatml").mkdir()
+    for written, meant in (("chatml", "chatml"), ("own.jinja", str(tmp_path / "own.jinja")), ("null", None)):
+        run, _ = load_run_file(write(tmp_path, f"model: a/b\ndata: {{train: a/c, template: {written}}}\n"))
+        assert run.data.template == meant
+        assert load_run_file(write(tmp_path, run.to_yaml()))[0] == run
+
+
+def test_a_date_is_a_day_as_yaml_or_people_write_it(tmp_path: Path) -> None:
+    for written in ("2026-11-25", "'2026-11-25'", "auto"):
+        run, _ = load_run_file(write(tmp_path, f"model: a/b\ndata: {{train: a/c, date: {written}}}\n"))
+        assert run.data.date in ("2026-11-25", "auto")
+    assert "is not a day" in refusal(tmp_path, "model: a/b\ndata: {train: a/c, date: today}\n")

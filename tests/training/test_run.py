@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tests.tiny import FAMILIES
 from tests.workbench import labelled_rows, rows_of, tiny_folder, tiny_run
 
+import lorawise
 from lorawise.base.errors import DataError
+from lorawise.base.findings import Finding
 from lorawise.data.encoder import EncodeOptions
 from lorawise.data.read import read_rows
 from lorawise.data.tokenizer import ChatTokenizer
@@ -197,3 +199,44 @@ def test_macro_f1_is_the_mean_over_classes():
     accuracy, f1 = accuracy_and_f1([0, 0, 1, 1], [0, 1, 1, 1])
     assert accuracy == 0.75
     assert f1 == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_a_template_named_in_the_run_file_is_the_one_trained_with(tmp_path, base):
+    """And whoever opens the adapter with another one is told."""
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    run, listener = trained(tmp_path, model=base, data__template=str(tmp_path / "own.jinja"))
+    shown = "".join(piece.text for piece in listener.of(PreflightDone)[0].report.row)
+    assert shown.startswith("[user] ")
+    adapter = {"own": run / "adapter"}
+    (found,) = lorawise.load(base, adapter).findings
+    assert found.code == "other-template"
+    assert str(tmp_path / "own.jinja") in found.cure
+    assert not lorawise.load(base, adapter, template=str(tmp_path / "own.jinja")).findings
+
+
+def test_a_base_without_template_is_given_one_by_name(tmp_path):
+    base = tiny_folder(tmp_path / "base", template=None)
+    _, listener = trained(tmp_path, model=base, data__template="chatml")
+    shown = "".join(piece.text for piece in listener.of(PreflightDone)[0].report.row)
+    assert shown.startswith("<|im_start|>user\n")
+
+
+def test_what_loading_the_run_file_found_reaches_the_report_and_the_result(tmp_path, base):
+    found = Finding(code="scaling-changed", level="warning", message="scaling falls <from 2 to 1>")
+    listener = Listener()
+    result = train(tiny_run(tmp_path, model=base), out=tmp_path / "run", findings=[found], readers=[listener])
+    assert found in result.findings
+    assert found in [event.finding for event in listener.of(Noted)]
+    assert "scaling falls &lt;from 2 to 1&gt;" in (tmp_path / "run" / "report.html").read_text()
+    assert "data-few-validation" in [each.code for each in result.findings]
+
+
+def test_a_classification_head_counts_its_labels_as_what_was_trained(tmp_path, base):
+    _, listener = trained(
+        tmp_path, model=base, rows=labelled_rows(24), train__epochs=2, train__warmup=0, data__validation=4
+    )
+    assert listener.of(PreflightDone)[0].report.trained_tokens == 20
+    assert listener.of(RunEnded)[0].trained_tokens == 40

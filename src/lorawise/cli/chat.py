@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorawise.base.errors import LorawiseError, UsageError, nearest
-from lorawise.cli.outcome import Json, Outcome
+from lorawise.cli.outcome import Json, Outcome, Template
 
 if TYPE_CHECKING:
     from lorawise.models.load import Loaded
@@ -33,6 +33,7 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 512,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
+    template: Template = None,
     as_json: Json = False,
 ) -> Outcome:
     """Talk to a model, adapters switched while talking.
@@ -44,7 +45,7 @@ def chat(
     """
     from lorawise.models.load import load
 
-    loaded = load(model, adapters_of(adapter or []), dtype=dtype)
+    loaded = load(model, adapters_of(adapter or []), dtype=dtype, template=template)
     for finding in loaded.findings:
         typer.echo(f"{finding.level}: {finding}", err=True)
     talk = Talk(loaded=loaded, max_tokens=max_tokens)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorawise.cli.outcome import Json, Outcome
+from lorawise.cli.outcome import Json, Outcome, Template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ def evaluate(
     answers: Annotated[int, typer.Option(min=0, metavar="N", help="Rows answered in full for exact match.")] = 50,
     max_length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens a row may have.")] = 2048,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
+    template: Template = None,
     as_json: Json = False,
 ) -> Outcome:
     """Loss, perplexity and exact match of answers.
@@ -33,7 +34,7 @@ def evaluate(
     from lorawise.training.measure import measure
 
     rows = read_rows(data)
-    loaded = load(model, {} if adapter is None else {"adapter": adapter}, dtype=dtype)
+    loaded = load(model, {} if adapter is None else {"adapter": adapter}, dtype=dtype, template=template)
     for finding in loaded.findings:
         typer.echo(f"{finding.level}: {finding}", err=True)
     measured = list(measure(loaded, rows, answers=answers, max_length=max_length))

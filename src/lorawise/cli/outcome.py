@@ -22,3 +22,6 @@ class Outcome:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Template = Annotated[
+    str | None, typer.Option(metavar="NAME", help="In place of the model's chat template: chatml, or a .jinja file.")
+]

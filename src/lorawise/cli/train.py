@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,24 +68,21 @@ def _train(
     run: "RunFile", findings: "list[Finding]", out: Path, *, resume: bool, dry_run: bool, as_json: bool
 ) -> Outcome:
     from lorawise.report.console import ConsoleReader
-    from lorawise.report.events import Noted
     from lorawise.report.metrics import plain
     from lorawise.training.run import train as train_run
 
-    console = None if as_json else ConsoleReader()
-    for finding in findings:
-        if console is not None:
-            console(Noted(finding=finding))
-    result = train_run(run, out=out, resume=resume, dry_run=dry_run, readers=() if console is None else (console,))
-    prose = "" if dry_run else _what_next(out, run)
-    return Outcome(document=plain(result) | {"findings": plain(findings)}, prose=prose)
+    readers = () if as_json else (ConsoleReader(),)
+    result = train_run(run, out=out, resume=resume, dry_run=dry_run, findings=findings, readers=readers)
+    return Outcome(document=plain(result), prose="" if dry_run else _what_next(out, run))
 
 
 def _what_next(out: Path, run: "RunFile") -> str:
+    named = quote(f"{out.name}={out / 'adapter'}")
+    template = f" --template {quote(run.data.template)}" if run.data.template else ""
     return "\n".join(
         [
             f"adapter  {out / 'adapter'}",
             f"report   {out / 'report.html'}",
-            f"next     lorawise chat {run.model} --adapter {out.name}={out / 'adapter'}",
+            f"next     lorawise chat {quote(run.model)} --adapter {named}{template}",
         ]
     )

@@ -58,7 +58,8 @@ class MicroBatch:
 
     @cached_property
     def trained_tokens(self) -> int:
-        return int(np.count_nonzero(self.trained))
+        """What the loss is a mean over: labelled positions, or one for each document that is classified."""
+        return len(self.labels) or int(np.count_nonzero(self.trained))
 
 
 @dataclass(frozen=True, kw_only=True)

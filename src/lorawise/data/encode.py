@@ -57,7 +57,7 @@ def encode_rows(
         token_cache.FORMAT,
         rows_digest(rows),
         tokenizer.digest,
-        tokenizer.template_digest,
+        tokenizer.rendering_digest,
         json.dumps(astuple(options)),
     )
     path = token_cache.path_of(key, cache)

@@ -30,7 +30,8 @@ class Encoded:
 
     @property
     def trained_tokens(self) -> int:
-        return int(np.count_nonzero(self.trained))
+        """Labelled positions; one for a row whose class a head learns."""
+        return 1 if self.label is not None else int(np.count_nonzero(self.trained))
 
 
 @dataclass(frozen=True, kw_only=True)

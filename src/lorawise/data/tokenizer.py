@@ -103,9 +103,14 @@ class ChatTokenizer:
 
     @cached_property
     def template_digest(self) -> str:
-        """Of all templates, and the date they print if they do; empty without a template."""
-        parts = [part for name in sorted(self.templates) for part in (name, self.templates[name].digest)]
+        """Of all templates as they are written; empty without one."""
+        parts = [part for name in sorted(self.templates) for part in (name, self.templates[name].source)]
         return digest_text(*parts) if parts else ""
+
+    @cached_property
+    def rendering_digest(self) -> str:
+        """Of all templates and of the date they print, if they do: what text the same messages give."""
+        return digest_text(*(part for name in sorted(self.templates) for part in (name, self.templates[name].digest)))
 
     def encode(self, text: str, *, bos: bool = False) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """ids (t,) and the characters each token stands for (t, 2); special tokens written in the text are theirs.

@@ -85,6 +85,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    template: str | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """Open a base model and put trained adapters over it, the first of them in use.
@@ -92,6 +93,7 @@ def load(
     model      hub id, folder or .gguf file
     adapters   name → adapter folder, ours or PEFT's; all of one task (SEQ_CLS opens a classifier with its labels)
     dtype      auto, bfloat16, float16 or float32;  device  auto, cpu, cuda, cuda:1, mps
+    template   in place of the model's chat template: chatml, or the path of a .jinja file
 
     Raises `ModelError` or `AdapterError` with what was found, what was expected and the cure.
     """
@@ -101,13 +103,14 @@ def load(
     files = resolve_model(model, progress=progress)
     labels = _labels(weights, histories)
     chosen = default_device() if device == "auto" else device
+    tokenizer = ChatTokenizer.open(files.folder, template=template)
     opened = open_model(files, dtype=dtype, device=chosen, labels=labels)
     return Loaded(
         model=opened,
-        tokenizer=ChatTokenizer.open(files.folder),
+        tokenizer=tokenizer,
         adapters=attach(opened, weights),
         files=files,
-        findings=tuple(_other_bases(files, histories)),
+        findings=(*_other_bases(files, histories), *_other_templates(tokenizer, histories)),
     )
 
 
@@ -147,3 +150,24 @@ def _other_bases(files: ModelFiles, histories: Mapping[str, Provenance | None]) 
         for name, history in histories.items()
         if history is not None and history.base_digest and history.base_digest != files.digest
     ]
+
+
+def _other_templates(tokenizer: ChatTokenizer, histories: Mapping[str, Provenance | None]) -> list[Finding]:
+    return [
+        Finding(
+            code="other-template",
+            level="warning",
+            message=f"adapter '{name}' was trained with another chat template than the one in use",
+            cure=f"name the template of its run, {_template_of(history)}: a model asked in other words answers worse",
+            path=name,
+        )
+        for name, history in histories.items()
+        if history is not None and history.template_digest not in ("", tokenizer.template_digest)
+    ]
+
+
+def _template_of(history: Provenance) -> str:
+    settings = history.run.get("settings")
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    named = data.get("template") if isinstance(data, Mapping) else None
+    return str(named) if named else "the model's own at that time"

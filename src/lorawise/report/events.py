@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from lorawise.base.findings import Finding
 
 EvaluationName = Literal["validation", "base"]
-EndReason = Literal["finished", "stopped early", "interrupted", "diverged", "dry run"]
+EndReason = Literal["finished", "stopped early", "interrupted", "diverged", "failed", "dry run"]
 
 
 @dataclass(frozen=True, kw_only=True)

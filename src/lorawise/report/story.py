@@ -80,6 +80,8 @@ class Story:
                 return f"Stopped at step {self.ended['step']}; it can go on with --resume."
             case "stopped early":
                 return f"Stopped early at step {self.ended['step']}: validation no longer got better."
+            case "failed":
+                return f"Something went wrong after step {self.ended['step']}; it can go on with --resume."
             case None:
                 return "The run has not ended yet."
         return ""

@@ -2,11 +2,14 @@
 
 Each is imported when a run asks for it (`train.trackers: [tensorboard]`) and comes with `pip install
 'lorawise[trackers]'`. All get the same names: train/loss, train/learning_rate, validation/loss, base/loss, …
-A number that is not finite is not sent.
+A number that is not finite is not sent. What a service calls a run is kept in the run's folder (`trackers.json`), so
+that a resumed run goes on in the same place.
 """
 
 import importlib
+import json
 import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from lorawise.base.errors import ConfigError
+from lorawise.base.files import write_text
 from lorawise.base.registry import Registry
 from lorawise.report.events import Evaluated, Event, RunStarted, StepDone
 
 PROJECT = "lorawise"
+IDS_NAME = "trackers.json"
 STEP_NUMBERS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory", "epoch")
 EVALUATION_NUMBERS = ("loss", "perplexity", "exact_match", "accuracy", "f1")
 
@@ -88,8 +93,16 @@ class Wandb(Tracker):
         self.run: Any = None
 
     def start(self, setting: Mapping[str, object], first_step: int) -> None:
-        name = self.folder.name
-        self.run = self.library.init(project=PROJECT, name=name, config=dict(setting), dir=str(self.folder))
+        known = _known_id(self.folder, "wandb")
+        found = known or _remember(self.folder, "wandb", secrets.token_hex(4))
+        self.run = self.library.init(
+            project=PROJECT,
+            name=self.folder.name,
+            id=found,
+            resume="allow",
+            config=dict(setting),
+            dir=str(self.folder),
+        )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.run.log(dict(numbers), step=step)
@@ -108,9 +121,12 @@ class MLflow(Tracker):
 
     def start(self, setting: Mapping[str, object], first_step: int) -> None:
         self.library.set_experiment(PROJECT)
-        self.library.start_run(run_name=self.folder.name)
+        known = _known_id(self.folder, "mlflow")
+        run = self.library.start_run(run_id=known, run_name=self.folder.name)
         self.started = True
-        self.library.log_params({name: str(value) for name, value in setting.items()})
+        if known is None:
+            _remember(self.folder, "mlflow", str(run.info.run_id))
+            self.library.log_params({name: str(value) for name, value in setting.items()})
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.library.log_metrics(dict(numbers), step=step)
@@ -128,7 +144,10 @@ class Trackio(Tracker):
         self.started = False
 
     def start(self, setting: Mapping[str, object], first_step: int) -> None:
-        self.library.init(project=PROJECT, name=self.folder.name, config=dict(setting))
+        known = _known_id(self.folder, "trackio")
+        name = known or _remember(self.folder, "trackio", f"{self.folder.name}-{secrets.token_hex(2)}")
+        resume = "never" if known is None else "allow"
+        self.library.init(project=PROJECT, name=name, config=dict(setting), resume=resume)
         self.started = True
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -137,6 +156,24 @@ class Trackio(Tracker):
     def close(self) -> None:
         if self.started:
             self.library.finish()
+
+
+def _known_id(folder: Path, tracker: str) -> str | None:
+    """What `tracker` calls the run in `folder`; None before its first start."""
+    return _ids(folder).get(tracker)
+
+
+def _remember(folder: Path, tracker: str, found: str) -> str:
+    write_text(folder / IDS_NAME, json.dumps(_ids(folder) | {tracker: found}, indent=1) + "\n")
+    return found
+
+
+def _ids(folder: Path) -> dict[str, str]:
+    try:
+        held = json.loads((folder / IDS_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return {str(name): str(value) for name, value in held.items()} if isinstance(held, dict) else {}
 
 
 def _library(tracker: str, module: str) -> Any:

@@ -6,6 +6,7 @@ A refusal is a ValueError whose text continues `lora.r: `, so that a loader can 
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import PlainValidator
@@ -148,6 +149,14 @@ def steps_or_share(value: object) -> int | float:
     if found is None or found < 0 or (found >= 1 and not isinstance(found, int)):
         raise ValueError(f"{value!r} is neither a share below 1 (0.03) nor a whole number of steps (100)")
     return found
+
+
+def day(value: object) -> str:
+    """A date as YYYY-MM-DD: YAML's own dates reach us as the text that was written."""
+    try:
+        return date.fromisoformat(text(value)).isoformat()
+    except ValueError:
+        raise ValueError(f"{value!r} is not a day, such as 2026-11-25") from None
 
 
 def validation(value: object) -> str | int | float | None:

@@ -23,7 +23,7 @@ def resolve(text: str, folder: Path) -> str:
 
 
 def resolve_paths(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy of a run file's plain data with `model`, `data.train` and `data.validation` resolved."""
+    """A copy of a run file's plain data with `model` and the paths under `data` resolved."""
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     if isinstance(result.get("model"), str):
         result["model"] = resolve(result["model"], folder)
@@ -33,7 +33,14 @@ def resolve_paths(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             data["train"] = _sources(data["train"], folder)
         if isinstance(data.get("validation"), str) and data["validation"] != "none":
             data["validation"] = resolve(data["validation"], folder)
+        if isinstance(data.get("template"), str):
+            data["template"] = resolve_template(data["template"], folder)
     return result
+
+
+def resolve_template(text: str, folder: Path) -> str:
+    """A chat template's file as an absolute path; a bare word such as `chatml` is the name of a known one."""
+    return str((folder / Path(text).expanduser()).resolve()) if "." in text or "/" in text else text
 
 
 def _sources(value: Any, folder: Path) -> Any:

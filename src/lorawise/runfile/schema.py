@@ -98,6 +98,12 @@ class DataSettings(_Settings):
     labels_as: Annotated[Literal["head", "text"], kind(word("head", "text"))] = Field(
         "head", description="classification: a score head, or the label as generated text"
     )
+    template: Annotated[str | None, kind(kinds.optional(kinds.text))] = Field(
+        None, description="in place of the model's chat template: chatml, or a .jinja file"
+    )
+    date: Annotated[str, kind(kinds.either("auto", kinds.day))] = Field(
+        "auto", description="that a chat template may print: YYYY-MM-DD; auto: the day the run starts"
+    )
 
 
 class BaseSettings(_Settings):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 
 from lorawise.base.errors import DataError
 from lorawise.base.files import digest_text
@@ -41,10 +42,16 @@ class Inputs:
         return sum(self.train_rows.skipped.values()) + len(self.train.problems)
 
 
+def dated(run: RunFile) -> RunFile:
+    """The run with its day settled: a template that prints the date then gives the same text when it is resumed."""
+    return run if run.data.date != "auto" else run.with_values({"data.date": _today().isoformat()})
+
+
 def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
     """`DataError` or `ConfigError` with every row that cannot be used, unless `data.on_bad` is `skip`."""
     data = run.data
-    tokenizer = ChatTokenizer.open(files.folder)
+    day = datetime.fromisoformat(dated(run).data.date)
+    tokenizer = ChatTokenizer.open(files.folder, template=data.template, now=day)
     rows = _read(run, [Source(path=s.path, weight=s.weight, split=s.split, subset=s.subset) for s in data.train])
     held_out = data.validation
     apart = _read(run, [Source(path=held_out)]) if isinstance(held_out, str) else held_out
@@ -81,6 +88,10 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
             *train.problems,
         ),
     )
+
+
+def _today() -> date:
+    return date.today()
 
 
 def _read(run: RunFile, sources: Sequence[Source]) -> RowSet:

@@ -9,9 +9,10 @@ The folder appears once preflight has passed: a run that could not start leaves 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorawise.base.errors import LorawiseError, StorageError
 from lorawise.base.findings import Finding
 from lorawise.lora.count import trainable_parameters
 from lorawise.models.files import resolve_model
@@ -27,12 +28,12 @@ from lorawise.report.events import (
 )
 from lorawise.report.facts import FACTS_NAME, FactsFile
 from lorawise.report.metrics import METRICS_NAME, MetricsFile
-from lorawise.report.page import write_report
+from lorawise.report.page import REPORT_NAME, write_report
 from lorawise.report.trackers import open_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.checkpoint import Checkpoint, newest_checkpoint, restore
 from lorawise.training.folder import RunFolder, identity_of, require_same
-from lorawise.training.inputs import read_inputs
+from lorawise.training.inputs import dated, read_inputs
 from lorawise.training.memory import peak_memory
 from lorawise.training.preflight import Seen, preflight, require_passed
 from lorawise.training.session import Session
@@ -56,6 +57,7 @@ class RunResult:
     validation_loss: float | None
     base_validation_loss: float | None
     peak_memory: int
+    findings: tuple[Finding, ...] = ()
     preflight: Preflight | None = None
 
 
@@ -65,24 +67,34 @@ def train(
     out: Path | str,
     resume: bool = False,
     dry_run: bool = False,
+    findings: Sequence[Finding] = (),
     readers: Sequence[Reader] = (),
 ) -> RunResult:
     """Train the adapter that `run_file` describes into the folder `out`, telling every event to `readers`.
 
     resume   go on from the newest whole checkpoint in `out`; of a finished run, return what is there
     dry_run  stop after preflight; nothing is written
+    findings what loading the run file found, told with the run's own
     `UsageError` for what cannot be meant, `RunError` for what went wrong on the way, `Interrupted` after a signal.
     Readers are closed in any case.
     """
     with contextlib.ExitStack() as stack:
         for reader in readers:
             stack.callback(reader.close)
-        run = run_file if isinstance(run_file, RunFile) else load_run_file(run_file)[0]
+        run, found = (run_file, []) if isinstance(run_file, RunFile) else load_run_file(run_file)
         require_built(run)
         folder = RunFolder(path=Path(out))
         if not dry_run:
             folder.require_usable(resume=resume)
-        return _train(run, folder, resume=resume and folder.started, dry_run=dry_run, readers=readers, stack=stack)
+        return _train(
+            run,
+            folder,
+            resume=resume and folder.started,
+            dry_run=dry_run,
+            notes=[*findings, *found],
+            readers=readers,
+            stack=stack,
+        )
 
 
 def _train(
@@ -91,17 +103,20 @@ def _train(
     *,
     resume: bool,
     dry_run: bool,
+    notes: Sequence[Finding],
     readers: Sequence[Reader],
     stack: contextlib.ExitStack,
 ) -> RunResult:
     if resume:
         folder.sweep()
         run = folder.settled(run)
+    run = dated(run)
     files = resolve_model(run.model)
     inputs = read_inputs(run, files)
-    checkpoint, notes = newest_checkpoint(folder.checkpoints) if resume else (None, [])
+    checkpoint, torn = newest_checkpoint(folder.checkpoints) if resume else (None, [])
+    notes = [*notes, *torn]
     if checkpoint is not None and checkpoint.progress.ended is not None:
-        return _what_is_there(folder, checkpoint, readers)
+        return _what_is_there(folder, checkpoint, notes, readers)
     if resume and checkpoint is None:
         notes.append(_from_the_start(folder))
     prepared = prepare(run, files, inputs)
@@ -111,19 +126,21 @@ def _train(
         restore(checkpoint, prepared.trainer.optimizer)
     progress = checkpoint.progress if checkpoint is not None else Progress()
     early: list[Event] = []
-    for event in _opening(prepared, folder, progress, (*notes, *prepared.findings)):
+    findings = (*notes, *prepared.findings)
+    for event in _opening(prepared, folder, progress, findings):
         early.append(event)
         _tell(readers, event)
     report = next(event.report for event in early if isinstance(event, PreflightDone))
     require_passed(report)
     if dry_run:
-        return _dry_result(folder, prepared, report)
+        return _dry_result(folder, prepared, findings, report)
     folder.write_run_file(prepared.run)
     resume_at = progress.step if checkpoint is not None else None
     everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
     for event in early:
         _tell(everyone[len(readers) :], event)
-    return _go(prepared, folder, identity, progress, everyone, report)
+    result = _go(prepared, folder, identity, progress, everyone)
+    return replace(result, findings=findings, preflight=report)
 
 
 def _from_the_start(folder: RunFolder) -> Finding:
@@ -201,7 +218,6 @@ def _go(
     identity: dict[str, str],
     progress: Progress,
     readers: Sequence[Reader],
-    report: Preflight,
 ) -> RunResult:
     with stop_on_signal() as stop:
         session = Session(prepared, folder, identity, progress, stop)
@@ -210,6 +226,10 @@ def _go(
             for event in session.events():
                 _tell(readers, event)
                 ended = event if isinstance(event, RunEnded) else ended
+        except BaseException:
+            if ended is None:
+                _leave_true_report(folder, readers, session.ended("failed"))
+            raise
         finally:
             if ended is not None:
                 write_report(folder.path)
@@ -226,11 +246,25 @@ def _go(
         validation_loss=ended.validation_loss,
         base_validation_loss=ended.base_validation_loss,
         peak_memory=ended.peak_memory,
-        preflight=report,
     )
 
 
-def _what_is_there(folder: RunFolder, checkpoint: Checkpoint, readers: Sequence[Reader]) -> RunResult:
+def _leave_true_report(folder: RunFolder, readers: Sequence[Reader], event: RunEnded) -> None:
+    """Tell that the run failed, and how far it came; where even that cannot be written, rather no report than one of
+    an earlier state."""
+    for reader in readers:
+        with contextlib.suppress(LorawiseError):
+            reader(event)
+    try:
+        write_report(folder.path)
+    except StorageError:
+        with contextlib.suppress(OSError):
+            (folder.path / REPORT_NAME).unlink(missing_ok=True)
+
+
+def _what_is_there(
+    folder: RunFolder, checkpoint: Checkpoint, notes: Sequence[Finding], readers: Sequence[Reader]
+) -> RunResult:
     """A finished run resumed: nothing is done, and a finding says so."""
     done = checkpoint.progress
     assert done.ended is not None
@@ -241,7 +275,9 @@ def _what_is_there(folder: RunFolder, checkpoint: Checkpoint, readers: Sequence[
         message=f"{folder.path} {done.ended} at step {done.step}{loss}; the adapter is in {folder.adapter}",
         cure="choose another folder with -o to train again",
     )
-    _tell(readers, Noted(finding=found, step=done.step))
+    findings = (*notes, found)
+    for finding in findings:
+        _tell(readers, Noted(finding=finding, step=done.step))
     return RunResult(
         run=folder.path,
         adapter=folder.adapter if folder.adapter.is_dir() else None,
@@ -254,10 +290,11 @@ def _what_is_there(folder: RunFolder, checkpoint: Checkpoint, readers: Sequence[
         validation_loss=done.best_loss,
         base_validation_loss=done.loss_of("base"),
         peak_memory=done.peak_memory,
+        findings=findings,
     )
 
 
-def _dry_result(folder: RunFolder, prepared: Prepared, report: Preflight) -> RunResult:
+def _dry_result(folder: RunFolder, prepared: Prepared, findings: tuple[Finding, ...], report: Preflight) -> RunResult:
     return RunResult(
         run=folder.path,
         adapter=None,
@@ -270,6 +307,7 @@ def _dry_result(folder: RunFolder, prepared: Prepared, report: Preflight) -> Run
         validation_loss=None,
         base_validation_loss=None,
         peak_memory=peak_memory(prepared.model.device),
+        findings=findings,
         preflight=report,
     )
 

@@ -76,7 +76,7 @@ class Session:
 
     def _interrupt(self) -> Iterator[Event]:
         yield self._save()
-        yield self._ended("interrupted")
+        yield self.ended("interrupted")
         raise Interrupted(
             f"{self.stop.name} after step {self.progress.step} of {self.prepared.total}; everything is saved",
             cure=f"go on with: lorawise train --resume -o {self.folder.path}",
@@ -88,14 +88,14 @@ class Session:
             self._keep_adapter()
         if self.progress.step:
             yield self._save()
-        yield self._ended(reason)
+        yield self.ended(reason)
 
     def _finish(self, reason: EndReason) -> Iterator[Event]:
         if self.progress.best_step is None:
             self._keep_adapter()
         self.progress = replace(self.progress, ended=reason)
         yield self._save()
-        yield self._ended(reason)
+        yield self.ended(reason)
 
     def _save(self) -> Saved:
         path = save_checkpoint(
@@ -128,7 +128,8 @@ class Session:
             modules=[name for name, _ in base_modules(self.prepared.model)],
         )
 
-    def _ended(self, reason: EndReason) -> RunEnded:
+    def ended(self, reason: EndReason) -> RunEnded:
+        """The last event: how far the run came."""
         p = self.progress
         return RunEnded(
             reason=reason,
