@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from lorawise import LoraConfig
 from lorawise.base.errors import ConfigError
+from lorawise.lora.config import INIT_NAMES
+from lorawise.lora.inits import INITS
 
 ranks = st.integers(1, 512)
 positive = st.floats(1e-3, 1e3)
@@ -80,6 +82,17 @@ def test_a_module_with_its_own_rank_keeps_alpha_as_peft_does() -> None:
         {"alpha_pattern": {"q_proj": -1}},
         {"bias": "some"},
         {"seed": -1},
+        {"init": "kaimin"},
+        {"rslora": "no"},
+        {"target_modules": None},
+        {"target_modules": 7},
+        {"target_modules": ("q_proj", 7)},
+        {"exclude_modules": 7},
+        {"modules_to_save": "lm_head"},
+        {"layers": 3},
+        {"rank_pattern": None},
+        {"alpha_pattern": [("q_proj", 8)]},
+        {"alpha_pattern": {7: 8}},
     ],
 )
 def test_nonsense_is_refused_at_birth(nonsense: dict[str, object]) -> None:
@@ -91,6 +104,10 @@ def test_all_problems_of_a_setting_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         LoraConfig(r=0, dropout=2.0, bias="some")  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in ("r=0", "dropout=2.0", "bias='some'"))
+
+
+def test_the_inits_that_may_be_named_are_those_registered() -> None:
+    assert tuple(INITS) == INIT_NAMES
 
 
 def test_a_setting_prints_r_alpha_and_scaling() -> None:

@@ -7,15 +7,17 @@ This module imports neither torch nor transformers: planning uses it.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from lorawise.base.errors import ConfigError
+from lorawise.base.errors import ConfigError, nearest
 from lorawise.base.patterns import full_match
 
 V = TypeVar("V")
 Bias = Literal["none", "all", "lora_only"]
+BIASES = get_args(Bias)
+INIT_NAMES = ("kaiming", "gaussian")  # what `inits.INITS` holds, known here without torch
 
 MAX_RANK = 65_536  # far beyond any layer's width: a larger r in a file is a mistake or an attack
 DEFAULT_SCALING = 2.0  # the guide's community default, r 8 with alpha 16
@@ -65,36 +67,44 @@ class LoraConfig:
         object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
         object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
 
-    def _problems(self) -> list[str]:
-        found = []
+    def _problems(self) -> Iterator[str]:
+        yield from self._wrong_numbers()
+        yield from self._wrong_selection()
+        for field_name, right, noun in (
+            ("rank_pattern", _is_rank, f"a whole number from 1 to {MAX_RANK}"),
+            ("alpha_pattern", _is_positive, "a positive number"),
+        ):
+            yield from _wrong_pattern(field_name, getattr(self, field_name), right, noun)
+        if not isinstance(self.rslora, bool):
+            yield f"rslora={self.rslora!r} is not True or False"
+        if self.bias not in BIASES:
+            yield f"bias={self.bias!r} is not none, all or lora_only"
+        if self.init not in INIT_NAMES:
+            yield f"init={self.init!r} is not known; {nearest(str(self.init), INIT_NAMES)}"
+
+    def _wrong_numbers(self) -> Iterator[str]:
         if not _is_rank(self.r):
-            found.append(f"r={self.r!r} is not a whole number from 1 to {MAX_RANK}")
+            yield f"r={self.r!r} is not a whole number from 1 to {MAX_RANK}"
         for name in ("scaling", "alpha"):
             value = getattr(self, name)
             if value is not None and not _is_positive(value):
-                found.append(f"{name}={value!r} is not a positive number")
+                yield f"{name}={value!r} is not a positive number"
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            found.append(f"dropout={self.dropout!r} is not in [0, 1)")
-        for name, rank in self.rank_pattern.items():
-            if not _is_rank(rank):
-                found.append(f"rank_pattern[{name!r}]={rank!r} is not a whole number from 1 to {MAX_RANK}")
-        for name, alpha in self.alpha_pattern.items():
-            if not _is_positive(alpha):
-                found.append(f"alpha_pattern[{name!r}]={alpha!r} is not a positive number")
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as problem:
-                found.append(f"pattern {pattern!r} is not a regular expression: {problem}")
+            yield f"dropout={self.dropout!r} is not in [0, 1)"
+        if not _is_index(self.seed):
+            yield f"seed={self.seed!r} is not a whole number from 0"
+
+    def _wrong_selection(self) -> Iterator[str]:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not _are_names(value):
+                yield f"{name}={value!r} is neither a text nor names"
+        if not _are_names(self.modules_to_save):
+            yield f"modules_to_save={self.modules_to_save!r} is not a list of names"
         if not self.target_modules and not self.modules_to_save:
-            found.append("target_modules is empty and nothing is in modules_to_save: nothing would train")
-        if self.layers is not None and (not self.layers or any(not _is_index(i) for i in self.layers)):
-            found.append(f"layers={self.layers!r} is not a list of layer indices (0, 1, …)")
-        if self.bias not in ("none", "all", "lora_only"):
-            found.append(f"bias={self.bias!r} is not none, all or lora_only")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            found.append(f"seed={self.seed!r} is not a whole number from 0")
-        return found
+            yield "target_modules is empty and nothing is in modules_to_save: nothing would train"
+        if self.layers is not None and not _are_indices(self.layers):
+            yield f"layers={self.layers!r} is not a list of layer indices (0, 1, …)"
 
     def _settle_scaling(self) -> None:
         root = math.sqrt(self.r) if self.rslora else self.r
@@ -112,7 +122,10 @@ class LoraConfig:
             )
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed. Changing only r (or rslora) keeps the scaling; alpha follows."""
+        """A copy with some fields changed. Changing only r (or rslora) keeps the scaling; alpha follows.
+
+        A module with its own r or alpha in a pattern keeps that number, so its scaling does change.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if "alpha" in changes and "scaling" not in changes:
             values["scaling"] = None
@@ -146,12 +159,33 @@ def _pattern_value(pattern: Mapping[str, V], module: str, default: V) -> V:
     return default
 
 
+def _wrong_pattern(field_name: str, pattern: object, right: Callable[[object], bool], noun: str) -> Iterator[str]:
+    if not isinstance(pattern, Mapping):
+        yield f"{field_name}={pattern!r} is not a mapping of module patterns to numbers"
+        return
+    for expression, value in pattern.items():
+        if not right(value):
+            yield f"{field_name}[{expression!r}]={value!r} is not {noun}"
+        try:
+            re.compile(expression)
+        except (re.error, RecursionError, OverflowError, TypeError) as problem:
+            yield f"pattern {expression!r} is not a regular expression: {problem}"
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
+
+
 def _is_rank(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
 
 
 def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_indices(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_index, value))
 
 
 def _is_positive(value: object) -> bool:
