@@ -1,12 +1,16 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import tiny_model
 from torch.nn import Parameter
 
 from lorawise.base.errors import ConfigError, RunError
+from lorawise.lora import LoraConfig, inject
+from lorawise.training.loop import trained_parameters
 from lorawise.training.optimizer import FIRST_SCALE, GROWTH_INTERVAL, BankAdamW, SlotSettings, Trained
 
 N, R, IN, OUT = 3, 2, 5, 4
@@ -218,3 +222,27 @@ def test_parameters_trained_in_full_move_as_under_adamw_and_belong_to_one_slot()
 def test_settings_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SlotSettings(**({"learning_rate": 1e-3} | wrong))
+
+
+def test_an_adapter_loaded_after_the_optimizer_was_built_is_what_goes_on_training():
+    adapters = inject(tiny_model("llama"), LoraConfig(r=4, target_modules="qv"))
+    optimizer = BankAdamW(trained_parameters(adapters), [SlotSettings(learning_rate=0.1)], scaled=False)
+    fresh = adapters.weights("default")
+    loaded = replace(fresh, layers={name: (A + 1, B + 1) for name, (A, B) in fresh.layers.items()})
+    adapters.load("default", loaded)
+    for _, parameter in adapters.trainable():
+        parameter.sum().backward()
+    assert optimizer.step([1.0]).moved == (True,)
+    for name, (A, B) in adapters.weights("default").layers.items():  # Adam's first step is the learning rate
+        for now, before in zip((A, B), loaded.layers[name], strict=True):
+            torch.testing.assert_close(now, before - 0.1)
+
+
+def test_a_parameter_that_was_replaced_since_is_refused_not_left_behind():
+    adapters = inject(tiny_model("llama"), LoraConfig(r=4, target_modules="qv"))
+    optimizer = BankAdamW(trained_parameters(adapters), [SlotSettings(learning_rate=0.1)], scaled=False)
+    adapters.add("other", adapters.weights("default"))
+    for _, parameter in adapters.trainable():
+        parameter.sum().backward()
+    with pytest.raises(RunError, match="since the optimizer was built"):
+        optimizer.step([1.0])

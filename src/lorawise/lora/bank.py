@@ -19,7 +19,7 @@ from lorawise.lora.dropout import Masks, kept_share
 from lorawise.lora.inits import INITS, generator_for
 from lorawise.lora.product import Scale, add_lora, lora_linear
 from lorawise.lora.routing import Routing
-from lorawise.lora.wrapping import Wrapper, master_dtype, unwrapped
+from lorawise.lora.wrapping import Wrapper, master_dtype, set_values, unwrapped
 
 Slot = tuple[Tensor, Tensor]  # A (r, in), B (out, r)
 
@@ -69,7 +69,8 @@ class BankLayer(Wrapper):
     def fill(self, slots: Sequence[Slot | None]) -> None:
         """Hold exactly these slots (None: rank 0), padded to the longest rank; scaling follows the routing's configs.
 
-        The parameters stay the same objects; an optimizer that already holds state for another shape refuses loudly.
+        The parameters stay the same objects, and the same memory while their shape does not change; an optimizer that
+        already holds state for another shape refuses loudly.
         """
         self.ranks = tuple(0 if slot is None else slot[0].shape[0] for slot in slots)
         self.scaling = tuple(
@@ -83,9 +84,8 @@ class BankLayer(Wrapper):
             if slot is not None:
                 A[i, : self.ranks[i]].copy_(slot[0])
                 B[i, :, : self.ranks[i]].copy_(slot[1])
-        for parameter, value in ((self.lora_A, A), (self.lora_B, B)):
-            parameter.grad = None
-            parameter.data = value
+        set_values(self.lora_A, A)
+        set_values(self.lora_B, B)
 
     def slot(self, i: int) -> Slot | None:
         """Slot i without its padding, detached views; None where it leaves this layer alone."""

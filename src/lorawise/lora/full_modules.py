@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.routing import Routing
-from lorawise.lora.wrapping import Wrapper, base_modules, master_dtype
+from lorawise.lora.wrapping import Wrapper, base_modules, master_dtype, set_values
 
 
 class FullLayer(Wrapper):
@@ -39,7 +39,7 @@ class FullLayer(Wrapper):
                 if parameter is None:
                     parameter = nn.Parameter(master, requires_grad=False)
                 else:
-                    parameter.grad, parameter.data = None, master
+                    set_values(parameter, master)
                 held[key] = parameter
 
     def slot(self, i: int) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorawise.lora.routing import Routing
 
@@ -90,6 +90,16 @@ def replace_children(model: nn.Module, replacements: Mapping[nn.Module, nn.Modul
         for key, child in list(parent.named_children()):
             if child in replacements:
                 setattr(parent, key, replacements[child])
+
+
+def set_values(parameter: nn.Parameter, values: Tensor) -> None:
+    """Other values for a parameter, in the same memory where the shape allows: an optimizer may hold views of it."""
+    if parameter.shape == values.shape:
+        parameter.data.copy_(values)
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+    else:
+        parameter.grad, parameter.data = None, values
 
 
 def master_dtype(base: torch.dtype) -> torch.dtype:

@@ -88,6 +88,7 @@ class _Group:
     members: list[Trained]
     values: Tensor  # (n, P)
     received: Tensor  # (n·P,) what backward adds to, parameter after parameter: autograd wants each `grad` contiguous
+    views: list[Tensor]  # of `received`: each member's `grad`
     gradients: Tensor = field(init=False)  # (n, P) the same, slot after slot
     first: Tensor = field(init=False)
     second: Tensor = field(init=False)
@@ -99,9 +100,17 @@ class _Group:
         self.second = torch.zeros_like(self.values)
 
     def gather(self) -> None:
+        """Put what backward added slot after slot. `RunError` when a parameter's `grad` is not ours any more."""
+        for member, view in zip(self.members, self.views, strict=True):
+            if member.parameter.grad is not view:
+                raise RunError(
+                    f"{member.name} was given another gradient since the optimizer was built",
+                    expected="parameters that keep their shape, and gradients that are only added to",
+                    cure="add and remove adapters before the optimizer; zero_grad() instead of grad = None",
+                )
         n = self.values.shape[0]
         if n > 1:
-            torch.cat([_gradient(member).view(n, -1) for member in self.members], dim=1, out=self.gradients)
+            torch.cat([view.view(n, -1) for view in self.views], dim=1, out=self.gradients)
 
 
 class BankAdamW:
@@ -199,8 +208,7 @@ class BankAdamW:
     def gradients(self) -> Iterator[tuple[Trained, Tensor]]:
         """Every parameter with its gradient view (zero where nothing arrived)."""
         for group in self._groups:
-            for member in group.members:
-                yield member, _gradient(member)
+            yield from zip(group.members, group.views, strict=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and moments by name, to save; the tensors are the live ones."""
@@ -243,11 +251,6 @@ class BankAdamW:
         self._calm = [int(value) for value in saved["calm"]]
 
 
-def _gradient(member: Trained) -> Tensor:
-    assert member.parameter.grad is not None, "a view of the buffer from the start"
-    return member.parameter.grad
-
-
 def _wide(like: Tensor) -> torch.dtype:
     """What norms are summed in: fp64 where the device has it."""
     return like.dtype if like.device.type == "mps" else torch.float64
@@ -284,12 +287,12 @@ def _flatten(kind: Kind, members: list[Trained], n: int) -> _Group:
     width = sum(member.parameter.numel() for member in members) // n
     values = torch.zeros(n, width, dtype=first.dtype, device=first.device)
     received = torch.zeros(n * width, dtype=first.dtype, device=first.device)
-    gradients = torch.split(received, [member.parameter.numel() for member in members])
-    for member, value, gradient in zip(members, _views(values, members, n), gradients, strict=True):
+    parts = torch.split(received, [member.parameter.numel() for member in members])
+    views = [part.view(member.parameter.shape) for part, member in zip(parts, members, strict=True)]
+    for member, value, view in zip(members, _views(values, members, n), views, strict=True):
         value.copy_(member.parameter.data)
-        member.parameter.data = value
-        member.parameter.grad = gradient.view(value.shape)
-    return _Group(kind=kind, members=members, values=values, received=received)
+        member.parameter.data, member.parameter.grad = value, view
+    return _Group(kind=kind, members=members, values=values, received=received, views=views)
 
 
 def _views(buffer: Tensor, members: list[Trained], n: int) -> list[Tensor]:
