@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lorawise.base.errors import TensorFileError
-from lorawise.base.safetensors import SafetensorsFile, round_bf16, widen_bf16
+from lorawise.base.safetensors import SafetensorsFile
+from lorawise.base.tensors import round_bf16, widen_bf16
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 

@@ -14,7 +14,7 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora import LoraConfig, adapters_of, eject, inject
 from lorawise.models.load import Loaded
 from lorawise.models.open import open_model, resolve_model
-from lorawise.store.peft_format import save_adapter
+from lorawise.store import save_adapter
 from lorawise.store.provenance import Provenance
 
 IDS = torch.arange(3, 20)[None]
@@ -78,7 +78,7 @@ def test_a_question_is_read_as_the_ids_that_training_saw(adds_bos: bool, templat
 
 
 def test_a_base_alone_loads_and_takes_adapters_later(base: Path, tmp_path: Path) -> None:
-    from lorawise.store.peft_format import load_adapter
+    from lorawise.store import load_adapter
 
     logits = trained(base, tmp_path / "a", 1)
     loaded = lorawise.load(str(base), device="cpu")

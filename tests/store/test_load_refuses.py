@@ -207,7 +207,7 @@ def test_tensors_that_lie_are_refused(folder: Path, change: Any, says: str) -> N
 
 def test_nothing_is_read_of_tensors_whose_header_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit_tensors(folder, lambda t: t.update({KEY: torch.zeros(3, 6)}))
-    monkeypatch.setattr("lorawise.store.peft_format._tensor", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("lorawise.base.safetensors.SafetensorsFile._bits", lambda *_: pytest.fail("a tensor was read"))
     refusal(folder)
 
 

@@ -99,9 +99,9 @@ def test_weights_that_could_not_be_read_back_are_not_written(tmp_path: Path, lay
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("method", ["write_bytes", "write_text"])
+@pytest.mark.parametrize("writer", ["lorawise.store.peft_format.write_safetensors", "pathlib.Path.write_text"])
 def test_a_disk_that_refuses_leaves_the_adapter_that_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, writer: str
 ) -> None:
     old = sample_weights(LoraConfig(r=2))
     folder = saved(tmp_path, old)
@@ -109,7 +109,7 @@ def test_a_disk_that_refuses_leaves_the_adapter_that_was_there(
     def refuse(path: Path, *_: object, **__: object) -> int:
         raise OSError(code, "the disk refuses", str(path))
 
-    monkeypatch.setattr(Path, method, refuse)
+    monkeypatch.setattr(writer, refuse)
     with pytest.raises(StorageError):
         saved(tmp_path, sample_weights(LoraConfig(r=5)))
     monkeypatch.undo()

@@ -2,7 +2,7 @@
 
     8 bytes: header length, little endian | JSON header: name → {dtype, shape, data_offsets} | the tensors' bytes
 
-The `safetensors` package has no numpy type for bf16, so its numpy door refuses such files; here bf16 is widened to
+The `safetensors` package has no numpy type for bf16, so its numpy door refuses such files; `base.tensors` widens it to
 float32, which is exact. A file is input from strangers: the header is bounded, and every tensor must lie inside the
 file with as many bytes as its shape and type say, before any of them is read.
 Format: https://huggingface.co/docs/safetensors
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorawise.base.errors import TensorFileError
+from lorawise.base.tensors import NUMPY, StoredTensor
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _CURE = "copy or fetch the file again"
 
-_NUMPY: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),  # the bits; `read` widens them
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 _BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64}
 _BITS |= {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-_BITS |= {name: dtype.itemsize * 8 for name, dtype in _NUMPY.items()}
+_BITS |= {name: dtype.itemsize * 8 for name, dtype in NUMPY.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,37 +69,28 @@ class SafetensorsFile:
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
+    def tensor(self, name: str) -> StoredTensor:
+        """The tensor, its bytes read when asked for. `TensorFileError` for types numpy has no equal of."""
+        header = self.tensors[name]
+        if header.dtype not in NUMPY:
+            raise TensorFileError(
+                f"{self.path}: {name} has type {header.dtype}", expected=f"one of {', '.join(NUMPY)}", cure=""
+            )
+        return StoredTensor(dtype=header.dtype, shape=header.shape, bits=partial(self._bits, name))
+
     def read(self, name: str) -> NDArray[Any]:
         """The tensor in its own type; bf16 as float32. `TensorFileError` for types numpy has no equal of."""
-        tensor = self.tensors[name]
-        if tensor.dtype not in _NUMPY:
-            raise TensorFileError(
-                f"{self.path}: {name} has type {tensor.dtype}", expected=f"one of {', '.join(_NUMPY)}", cure=""
-            )
-        count = tensor.size
-        values: NDArray[Any]
+        return self.tensor(name).values()
+
+    def _bits(self, name: str) -> NDArray[Any]:
+        header = self.tensors[name]
         with self.path.open("rb") as handle:
-            handle.seek(tensor.start)
-            values = np.fromfile(handle, dtype=_NUMPY[tensor.dtype], count=count)
-        if values.size != count:
+            handle.seek(header.start)
+            bits = np.fromfile(handle, dtype=NUMPY[header.dtype], count=header.size)
+        if bits.size != header.size:
             raise _torn(self.path, f"it ends inside {name}")
-        if tensor.dtype == "BF16":
-            values = widen_bf16(values)
-        shaped: NDArray[Any] = values.reshape(tensor.shape)
+        shaped: NDArray[Any] = bits.reshape(header.shape)
         return shaped
-
-
-def widen_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bf16, given as its bits, as float32: the same numbers, 16 zero bits appended to each."""
-    wide: NDArray[np.float32] = (bits.astype(np.uint32) << 16).view(np.float32)
-    return wide
-
-
-def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of float32 values rounded to bf16, ties to even; NaN stays NaN, beyond the largest becomes infinity."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:

@@ -19,6 +19,8 @@ Bias = Literal["none", "all", "lora_only"]
 BIASES = get_args(Bias)
 INIT_NAMES = ("kaiming", "gaussian")  # what `inits.INITS` holds, known here without torch
 
+PRESETS = ("qv", "attention", "mlp", "all-linear")  # of target_modules; `lora.targets` says what each selects
+
 MAX_RANK = 65_536  # far beyond any layer's width: a larger r in a file is a mistake or an attack
 DEFAULT_SCALING = 2.0  # the guide's community default, r 8 with alpha 16
 

@@ -1,20 +1,27 @@
-"""One adapter's numbers, apart from any model: what is saved, loaded, combined and compared."""
+"""One adapter's numbers, apart from any model: what is saved, loaded, combined and compared.
+
+One form, two kinds of tensor: torch's while something trains or answers, and a file's own (`StoredTensor`, numpy, read
+when asked) for work on files alone. `lorawise.store.torch_form` turns one into the other. No torch is imported here.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-import torch
-
+from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
+
+if TYPE_CHECKING:
+    import torch  # noqa: F401 - for the text below
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 LayerKind = Literal["linear", "conv1d", "embedding"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AdapterWeights:
-    """Unpadded tensors of one adapter, on the CPU.
+class Weights(Generic[T]):
+    """Unpadded tensors of one adapter.
 
     layers  module name → (A (r, in), B (out, r)); r is the module's own rank. An embedding has in = its rows
             (A (r, vocabulary)) and out = its width
@@ -23,7 +30,17 @@ class AdapterWeights:
     """
 
     config: LoraConfig
-    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    full: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    layers: Mapping[str, tuple[T, T]]
+    full: Mapping[str, T] = field(default_factory=dict)
     kinds: Mapping[str, LayerKind] = field(default_factory=dict)
     task: Task = "CAUSAL_LM"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterWeights(Weights["torch.Tensor"]):
+    """In torch, on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredAdapter(Weights[StoredTensor]):
+    """As files hold it: numpy, each tensor read or computed when its bits are asked for."""

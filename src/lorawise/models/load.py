@@ -22,8 +22,8 @@ from lorawise.lora.weights import AdapterWeights
 from lorawise.models.files import ModelFiles, Progress, resolve_model
 from lorawise.models.generate import Sampling, generate
 from lorawise.models.open import HEAD, default_device, open_model
-from lorawise.store.peft_format import load_adapter, read_provenance
 from lorawise.store.provenance import Provenance
+from lorawise.store.torch_form import load_adapter, read_provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

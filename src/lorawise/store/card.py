@@ -3,7 +3,7 @@
 import json
 import re
 
-from lorawise.lora.weights import AdapterWeights
+from lorawise.lora.weights import StoredAdapter
 from lorawise.store.provenance import Provenance
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -15,13 +15,13 @@ _DIGESTS = (
 )
 
 
-def model_card(weights: AdapterWeights, provenance: Provenance, *, base: str) -> str:
+def model_card(weights: StoredAdapter, provenance: Provenance, *, base: str) -> str:
     """Markdown with the hub's front matter."""
     sections = (_front_matter(weights, base), _setting(weights), _history(provenance), _loading(weights, base))
     return "\n".join(sections)
 
 
-def _front_matter(weights: AdapterWeights, base: str) -> str:
+def _front_matter(weights: StoredAdapter, base: str) -> str:
     pipeline = "text-classification" if weights.task == "SEQ_CLS" else "text-generation"
     lines = ["library_name: peft", f"pipeline_tag: {pipeline}", "tags: [lora, lorawise]"]
     if _HUB_ID.fullmatch(base):
@@ -29,10 +29,10 @@ def _front_matter(weights: AdapterWeights, base: str) -> str:
     return "\n".join(("---", *lines, "---", ""))
 
 
-def _setting(weights: AdapterWeights) -> str:
+def _setting(weights: StoredAdapter) -> str:
     config = weights.config
-    trained = sum(a.numel() + b.numel() for a, b in weights.layers.values())
-    trained += sum(tensor.numel() for tensor in weights.full.values())
+    trained = sum(a.size + b.size for a, b in weights.layers.values())
+    trained += sum(tensor.size for tensor in weights.full.values())
     rows = [
         ("r", f"{config.r}"),
         ("alpha", f"{config.alpha:g}"),
@@ -58,7 +58,7 @@ def _history(provenance: Provenance) -> str:
     return "\n".join(("## Trained on", "", *lines, "", "The full record is in `provenance.json`.", ""))
 
 
-def _loading(weights: AdapterWeights, base: str) -> str:
+def _loading(weights: StoredAdapter, base: str) -> str:
     model_class = "AutoModelForSequenceClassification" if weights.task == "SEQ_CLS" else "AutoModelForCausalLM"
     name = json.dumps(base or "the base model")
     rank = max((a.shape[0] for a, _ in weights.layers.values()), default=weights.config.r)
@@ -90,7 +90,7 @@ def _loading(weights: AdapterWeights, base: str) -> str:
     return "\n".join(lines)
 
 
-def _vllm_obstacle(weights: AdapterWeights) -> str:
+def _vllm_obstacle(weights: StoredAdapter) -> str:
     """Why vLLM would refuse the adapter, or serve it with another scaling (it reads one r and one lora_alpha)."""
     config = weights.config
     if weights.full:
@@ -105,7 +105,7 @@ def _served_rank(rank: int) -> int:
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
-def _kinds_of_name(weights: AdapterWeights) -> list[str]:
+def _kinds_of_name(weights: StoredAdapter) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in weights.layers))
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.base.patterns import full_match
-from lorawise.lora.config import LoraConfig
-from lorawise.lora.targets import PRESETS
-from lorawise.lora.weights import AdapterWeights, Task
+from lorawise.lora.config import PRESETS, LoraConfig
+from lorawise.lora.weights import StoredAdapter, Task
 
 WRITTEN_FOR = "0.21.2"  # the PEFT release whose fields we write
 MAX_NUMBER = 1e12  # beyond any rank or alpha anybody meant; NaN and infinity are not below it
@@ -94,7 +93,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def to_peft(weights: AdapterWeights, *, base: str, modules: Iterable[str] = ()) -> dict[str, Any]:
+def to_peft(weights: StoredAdapter, *, base: str, modules: Iterable[str] = ()) -> dict[str, Any]:
     """The fields that make PEFT adapt exactly the modules of `weights`, each with its exact scaling.
 
     modules  names of every module of the base model; with them the targets are written as the shortest suffixes that
@@ -273,7 +272,7 @@ def _in_any_order(
     return {name.replace(".", r"\."): _plain(value_of(config, name)) for name in names if name in chosen}
 
 
-def _saved_modules(weights: AdapterWeights) -> list[str]:
+def _saved_modules(weights: StoredAdapter) -> list[str]:
     """Full names of the modules trained in full: PEFT matches by ending, a full name matches nothing else."""
     return list(dict.fromkeys(filter(None, (saved_module(weights.config, name) for name in weights.full))))
 

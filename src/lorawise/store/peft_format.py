@@ -9,85 +9,106 @@ the tensors; the first thing that does not hold is an `AdapterError` with its cu
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from lorawise.base.errors import AdapterError, ConfigError
+from lorawise.base.errors import AdapterError, ConfigError, TensorFileError
 from lorawise.base.files import atomic_folder
+from lorawise.base.safetensors import SafetensorsFile
+from lorawise.base.safetensors_write import write_safetensors
+from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.weights import AdapterWeights
+from lorawise.lora.weights import StoredAdapter
 from lorawise.store.card import model_card
-from lorawise.store.peft_config import check_fields, from_peft, listing, saved_module, task_of, to_peft
-from lorawise.store.peft_keys import DAMAGED, TensorFile, check_shapes, kinds_of, read_header, sort_keys, to_keys
+from lorawise.store.peft_config import check_fields, from_peft, saved_module, task_of, to_peft
+from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite, kinds_of, sort_keys, to_keys
 from lorawise.store.provenance import Provenance, record_of, setting_of, verified
 
 CONFIG, TENSORS, PROVENANCE, CARD = "adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"
 MAX_JSON = 16 * 2**20  # bytes; the config of an adapter on ten thousand modules, all named in full, has 1 MB
 
 
-def save_adapter(
+def write_adapter(
     folder: Path,
-    weights: AdapterWeights,
+    weights: StoredAdapter,
     *,
     base: str,
     provenance: Provenance | None = None,
     modules: Iterable[str] = (),
 ) -> None:
-    """Write the adapter to `folder`, whole or not at all; tensors keep their dtype.
+    """Write the adapter to `folder`, whole or not at all, one tensor in memory at a time; tensors keep their dtype.
 
     modules  names of every module of the base model: the targets are then written as short suffixes (`q_proj`)
     `AdapterError` when the weights do not fit their own setting, `StorageError` when the disk refuses.
     """
     tensors = to_keys(weights)
     history = replace(provenance or Provenance(), base=base)
-    texts = {
-        CONFIG: _dump(to_peft(weights, base=base, modules=modules)),
-        PROVENANCE: _dump(record_of(weights, history)),
-        CARD: model_card(weights, history, base=base),
-    }
+    fields = to_peft(weights, base=base, modules=modules)
     with atomic_folder(folder) as scratch:
-        (scratch / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
+        write_safetensors(scratch / TENSORS, tensors, metadata={"format": "pt"})
+        # The digest is of what the file holds: nothing that is computed when read is computed twice for it.
+        written = _named(SafetensorsFile.open(scratch / TENSORS), tensors, weights)
+        texts = {
+            CONFIG: _dump(fields),
+            PROVENANCE: _dump(record_of(written, history)),
+            CARD: model_card(weights, history, base=base),
+        }
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8")
 
 
-def load_adapter(folder: Path) -> AdapterWeights:
-    """The adapter in `folder`, ours or PEFT's, as it is on disk (dtype included). `AdapterError` with cure."""
+def read_adapter(folder: Path) -> StoredAdapter:
+    """The adapter in `folder`, ours or PEFT's, as it is on disk: judged by its config and header, its tensors left
+    where they are until their bits are asked for. `AdapterError` with cure, also for NaN met later."""
     try:
-        fields = _read_fields(folder)
-        check_fields(fields)
-        with safe_open(str(_tensor_file(folder)), framework="pt", device="cpu") as file:
-            header = read_header(file)
-            keys = sort_keys(header, fields)
-            config = from_peft({**fields, "modules_to_save": keys.saved}, list(keys.layers))
-            check_shapes(keys, header, config)
-            weights = AdapterWeights(
-                config=config,
-                layers={name: (_tensor(file, a), _tensor(file, b)) for name, (a, b) in keys.layers.items()},
-                full={name: _tensor(file, key) for name, key in keys.full.items()},
-                kinds=kinds_of(keys, fields),
-                task=task_of(fields),
-            )
-    except SafetensorError as problem:
+        fields = read_fields(folder)
+        file = SafetensorsFile.open(_tensor_file(folder))
+        check_types(file.tensors)
+        weights = adapter_of(fields, {key: _held(file, key) for key in file})
+        return replace(weights, config=_as_asked(folder, weights))
+    except TensorFileError as problem:
         raise AdapterError(
-            f"{folder / TENSORS} cannot be read: {problem}", expected="a whole safetensors file", cure=DAMAGED
+            f"{folder / TENSORS} cannot be read: {problem.found}", expected="a whole safetensors file", cure=DAMAGED
         ) from None
     except OSError as problem:
         raise AdapterError(
             f"{folder} cannot be read: {problem.strerror or problem}", cure="check the path and its permissions"
         ) from None
-    _check_finite(weights)
-    return replace(weights, config=_as_asked(folder, weights))
 
 
-def read_provenance(folder: Path, weights: AdapterWeights) -> Provenance | None:
-    """The history of the adapter just loaded from `folder`; None when it has none (PEFT wrote it).
+def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> StoredAdapter:
+    """The adapter that PEFT's fields and tensors, by PEFT's keys, make; `AdapterError` when they make none."""
+    keys = sort_keys(tensors, fields)
+    config = from_peft({**fields, "modules_to_save": keys.saved}, list(keys.layers))
+    check_shapes(keys, tensors, config)
+    return StoredAdapter(
+        config=config,
+        layers={name: (tensors[a], tensors[b]) for name, (a, b) in keys.layers.items()},
+        full={name: tensors[key] for name, key in keys.full.items()},
+        kinds=kinds_of(keys, fields),
+        task=task_of(fields),
+    )
+
+
+def _held(file: SafetensorsFile, key: str) -> StoredTensor:
+    diverged = "the training diverged: use an earlier checkpoint, and a lower learning rate"
+    return finite(file.tensor(key), f"{file.path}: {key}", cure=diverged)
+
+
+def _named(file: SafetensorsFile, keys: Iterable[str], weights: StoredAdapter) -> StoredAdapter:
+    """`weights` with every tensor as `file` holds it; `keys` are the file's, in the order of `to_keys`."""
+    tensors = iter([file.tensor(key) for key in keys])
+    return replace(
+        weights,
+        layers={name: (next(tensors), next(tensors)) for name in weights.layers},
+        full={name: next(tensors) for name in weights.full},
+    )
+
+
+def read_history(folder: Path, weights: StoredAdapter) -> Provenance | None:
+    """The history of the adapter just read from `folder`; None when it has none (PEFT wrote it).
 
     `AdapterError` when the history is torn or tells of other tensors.
     """
@@ -95,7 +116,8 @@ def read_provenance(folder: Path, weights: AdapterWeights) -> Provenance | None:
     return None if record is None else verified(record, weights)
 
 
-def _read_fields(folder: Path) -> dict[str, Any]:
+def read_fields(folder: Path) -> dict[str, Any]:
+    """PEFT's fields in `folder`, checked. `AdapterError` when there are none, or none that lorawise can represent."""
     path = folder / CONFIG
     if not path.is_file():
         inner = folder / "adapter"
@@ -104,6 +126,7 @@ def _read_fields(folder: Path) -> dict[str, Any]:
     fields = _read_json(path)
     if not isinstance(fields, dict):
         raise AdapterError(f"{path} is not a JSON object", expected="PEFT's fields by name", cure=DAMAGED)
+    check_fields(fields)
     return fields
 
 
@@ -141,23 +164,7 @@ def _tensor_file(folder: Path) -> Path:
     raise AdapterError(f"{path} is missing", expected="the adapter's tensors", cure=DAMAGED)
 
 
-def _tensor(file: TensorFile, key: str) -> torch.Tensor:
-    """A copy: what safetensors hands out may be the mapped file."""
-    return file.get_tensor(key).clone()
-
-
-def _check_finite(weights: AdapterWeights) -> None:
-    tensors = {f"{m}.lora_{h}": t for m, pair in weights.layers.items() for h, t in zip("AB", pair, strict=True)}
-    broken = [name for name, tensor in (tensors | dict(weights.full)).items() if not tensor.isfinite().all()]
-    if broken:
-        raise AdapterError(
-            f"{TENSORS}: NaN or infinity in {listing(broken)}",
-            expected="finite numbers",
-            cure="the training diverged: use an earlier checkpoint, and a lower learning rate",
-        )
-
-
-def _as_asked(folder: Path, weights: AdapterWeights) -> LoraConfig:
+def _as_asked(folder: Path, weights: StoredAdapter) -> LoraConfig:
     """The setting as it was asked for, where our record holds it and means the same as PEFT's fields; else theirs."""
     record = _read_record(folder)
     if record is None:

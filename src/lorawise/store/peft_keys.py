@@ -10,14 +10,16 @@ Names, shapes and types are judged from the file's header, before any tensor is 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
+from numpy.typing import NDArray
 
 from lorawise.base.errors import AdapterError
+from lorawise.base.safetensors import TensorHeader
+from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.weights import AdapterWeights, LayerKind
+from lorawise.lora.weights import LayerKind, StoredAdapter
 from lorawise.store.peft_config import listing, saved_module, task_of
 
 PREFIX = "base_model.model."
@@ -26,22 +28,6 @@ _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 DAMAGED = "copy the folder again from where the adapter was trained"
-
-
-class TensorFile(Protocol):
-    """An open safetensors file."""
-
-    def keys(self) -> list[str]: ...
-    def get_slice(self, name: str) -> Any: ...
-    def get_tensor(self, name: str) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """Of one tensor, before its bytes are read."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +40,13 @@ class Keys:
     saved: list[str] = field(default_factory=list)
 
 
-def to_keys(weights: AdapterWeights) -> dict[str, torch.Tensor]:
-    """key → tensor, each its own memory; refuses weights that could not be read back."""
-    config, tensors, problems = weights.config, dict[str, torch.Tensor](), list[str]()
+def to_keys(weights: StoredAdapter) -> dict[str, StoredTensor]:
+    """key → tensor; refuses weights that could not be read back, NaN and infinity when their turn to be read comes."""
+    config, tensors, problems = weights.config, dict[str, StoredTensor](), list[str]()
     for module, (a, b) in weights.layers.items():
         rank = config.rank_of(module)
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-            problems.append(f"{module} has A {tuple(a.shape)} and B {tuple(b.shape)}, its rank is {rank}")
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            problems.append(f"{module} has A {a.shape} and B {b.shape}, its rank is {rank}")
         names = ("lora_embedding_A", "lora_embedding_B")
         if weights.kinds.get(module) != "embedding":
             names = ("lora_A.weight", "lora_B.weight")
@@ -71,41 +57,49 @@ def to_keys(weights: AdapterWeights) -> dict[str, torch.Tensor]:
             problems.append(f"{name} is in no module of modules_to_save={list(config.modules_to_save)}")
         infix = ".base_layer" if module in weights.layers else ""
         tensors[f"{PREFIX}{module}{infix}.{leaf}"] = tensor
-    problems += [f"{key} holds NaN or infinity" for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if problems or not tensors:
         raise AdapterError(
             f"an adapter that cannot be saved: {listing(problems) or 'it holds no tensors'}",
-            expected="finite A (r, in) and B (out, r) for every module, and full tensors that modules_to_save names",
-            cure="save an earlier checkpoint" if "NaN" in "".join(problems) else "build the weights anew",
+            expected="A (r, in) and B (out, r) for every module, and full tensors that modules_to_save names",
+            cure="build the weights anew",
         )
-    return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    unfinished = "save an earlier checkpoint, or weights that do not overflow the type they are saved in"
+    return {key: finite(tensor, f"{key} cannot be saved", cure=unfinished) for key, tensor in tensors.items()}
 
 
-def read_header(file: TensorFile) -> dict[str, Header]:
-    header = {}
-    for key in file.keys():  # noqa: SIM118 - not a dict
-        part = file.get_slice(key)
-        header[key] = Header(shape=tuple(part.get_shape()), dtype=str(part.get_dtype()))
-    problems = [f"{key} has type {head.dtype}" for key, head in header.items() if head.dtype not in _DTYPES]
-    problems += [f"{key!r} is no key of a PEFT adapter" for key in header if not _is_key(key)]
-    if problems or not header:
+def finite(tensor: StoredTensor, name: str, *, cure: str) -> StoredTensor:
+    """The same tensor, which refuses to be read when it holds NaN or infinity."""
+
+    def bits() -> NDArray[Any]:
+        read = tensor.bits()
+        if not replace(tensor, bits=lambda: read).is_finite():
+            raise AdapterError(f"{name}: it holds NaN or infinity", expected="finite numbers", cure=cure)
+        return read
+
+    return replace(tensor, bits=bits)
+
+
+def check_types(tensors: Mapping[str, TensorHeader]) -> None:
+    """Refuse a file whose keys are not PEFT's or whose types an adapter does not have."""
+    problems = [f"{key} has type {tensor.dtype}" for key, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    problems += [f"{key!r} is no key of a PEFT adapter" for key in tensors if not _is_key(key)]
+    if problems or not tensors:
         raise AdapterError(
             f"{listing(problems) or 'it holds no tensors'}",
             expected=f"keys {PREFIX}<module>.lora_A.weight and the like, of type {', '.join(_DTYPES)}",
             cure="if another tool wrote it, load it in PEFT and save_pretrained() it",
         )
-    return header
 
 
 def _is_key(key: str) -> bool:
     return key.startswith(PREFIX) and _NAME.fullmatch(key) is not None
 
 
-def sort_keys(header: Mapping[str, Header], fields: Mapping[str, Any]) -> Keys:
+def sort_keys(names: Iterable[str], fields: Mapping[str, Any]) -> Keys:
     """Every key into its place; what has none, is doubled or lacks its half is refused with the list."""
     halves: dict[str, dict[str, str]] = {}
     problems, rest, embeddings = list[str](), list[str](), set[str]()
-    for key in header:
+    for key in names:
         match = _HALF.fullmatch(key.removeprefix(PREFIX))
         if match is None:
             rest.append(key)
@@ -173,10 +167,10 @@ def _holder(parameter: str, asked: Iterable[str]) -> tuple[str, str] | tuple[Non
     return next(((name, prefix) for prefix in prefixes for name in asked if prefix.endswith(name)), (None, None))
 
 
-def check_shapes(keys: Keys, header: Mapping[str, Header], config: LoraConfig) -> None:
+def check_shapes(keys: Keys, tensors: Mapping[str, StoredTensor], config: LoraConfig) -> None:
     problems = []
     for module, (a, b) in keys.layers.items():
-        rank, shape_a, shape_b = config.rank_of(module), header[a].shape, header[b].shape
+        rank, shape_a, shape_b = config.rank_of(module), tensors[a].shape, tensors[b].shape
         whole = len(shape_a) == len(shape_b) == 2 and 0 not in (*shape_a, *shape_b)
         if not whole or shape_a[0] != rank or shape_b[1] != rank:
             problems.append(f"{module} has A {shape_a} and B {shape_b}, by the config its rank is {rank}")

@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Self
 
-import torch
-
 from lorawise import __version__
 from lorawise.base.errors import AdapterError, ConfigError
+from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.weights import AdapterWeights
+from lorawise.lora.weights import StoredAdapter
 
 FORMAT = 1
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as digests have named them
 _DIGEST = re.compile(r"[0-9a-f]{64}|")
 _CURE = "restore the file, or delete provenance.json to use the adapter without its history"
 
@@ -116,17 +116,16 @@ class Provenance:
             raise AdapterError(f"provenance.json: {problem.found}", expected=problem.expected, cure=_CURE) from None
 
 
-def adapter_digest(weights: AdapterWeights) -> str:
+def stored_digest(weights: StoredAdapter) -> str:
     """sha256 of what decides the answers: every tensor (name, dtype, shape, bytes), each module's scaling, bias, task.
 
     Dropout, seed, init and how the targets were named do not change it.
     """
     digest = hashlib.sha256()
 
-    def add(label: str, tensor: torch.Tensor) -> None:
-        held = tensor.detach().cpu().contiguous()
-        digest.update(f"{label}|{held.dtype}|{tuple(held.shape)}|".encode())
-        digest.update(held.flatten().view(torch.uint8).numpy().data)
+    def add(label: str, tensor: StoredTensor) -> None:
+        digest.update(f"{label}|torch.{_TYPES[tensor.dtype]}|{tensor.shape}|".encode())
+        digest.update(tensor.bits().ravel().data)
 
     for module in sorted(weights.layers):
         a, b = weights.layers[module]
@@ -139,15 +138,15 @@ def adapter_digest(weights: AdapterWeights) -> str:
     return digest.hexdigest()
 
 
-def record_of(weights: AdapterWeights, provenance: Provenance) -> dict[str, Any]:
+def record_of(weights: StoredAdapter, provenance: Provenance) -> dict[str, Any]:
     """The whole of `provenance.json` for one adapter."""
-    return provenance.to_json() | {"adapter": {"digest": adapter_digest(weights), "setting": asdict(weights.config)}}
+    return provenance.to_json() | {"adapter": {"digest": stored_digest(weights), "setting": asdict(weights.config)}}
 
 
-def verified(record: object, weights: AdapterWeights) -> Provenance:
+def verified(record: object, weights: StoredAdapter) -> Provenance:
     """The provenance in `record`, if it speaks of these very weights; `AdapterError` if it speaks of others."""
     provenance = Provenance.from_json(record)
-    told, found = _text(_adapter_part(record), "digest"), adapter_digest(weights)
+    told, found = _text(_adapter_part(record), "digest"), stored_digest(weights)
     if told != found:
         raise AdapterError(
             f"the adapter's digest is {found[:12]}…, provenance.json tells of {told[:12]}…",
