@@ -180,3 +180,19 @@ def test_documents_of_a_padded_batch_end_where_they_end() -> None:
     packed = to_model_batch(marked)
     assert (packed.positions.tolist(), packed.documents.tolist()) == ([0, 1, 3], [0, 0, 1])
     assert packed.targets.tolist() == marked.ids[0, [1, 2, 4]].tolist()
+
+
+def test_dropout_of_an_adapter_on_the_head_does_not_depend_on_the_slots_beside_it() -> None:
+    """Its masks are drawn a chunk of logits at a time, and more slots would mean smaller chunks."""
+    config = LoraConfig(r=2, target_modules=("lm_head",), dropout=0.5)
+    losses = {}
+    for n in (1, 2, 3):
+        model = tiny_model("llama", vocab_size=100_000, tie_word_embeddings=False)
+        adapters = inject(model, [config] * n)
+        adapters.draw(3)
+        with torch.no_grad():
+            adapters.layers["lm_head"].lora_B.copy_(torch.randn(100_000, 2, generator=torch.Generator().manual_seed(1)))
+        model.train()
+        losses[n] = causal_loss(model, to_model_batch(padded(packed_rows((60, 90)))), n=n).sums[0]
+    torch.testing.assert_close(losses[2], losses[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[3], losses[1], rtol=1e-5, atol=0)

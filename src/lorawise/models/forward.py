@@ -44,9 +44,11 @@ class Classified:
 def causal_loss(model: PreTrainedModel, batch: ModelBatch, *, n: int = 1, chunk: int | None = None) -> LossParts:
     """Next-token cross-entropy of the batch's trained tokens, `chunk` of them at a time (None: as `chunk_of` says)."""
     hidden, output = _hidden(model, batch, n)
+    head = Head(model, output)
     if chunk is None:
-        chunk = chunk_of(model.config.get_text_config().vocab_size, n, hidden.element_size())
-    sums, each = chunked_loss(hidden, batch.positions, batch.targets, Head(model, output), chunk)
+        slots = 1 if head.draws_masks() else n  # a mask follows from the chunk's shape, so n may not decide it (law 4)
+        chunk = chunk_of(model.config.get_text_config().vocab_size, slots, hidden.element_size())
+    sums, each = chunked_loss(hidden, batch.positions, batch.targets, head, chunk)
     per_row = each.new_zeros(n, len(batch.lengths)).index_add_(1, batch.documents, each)
     counts = torch.full((n,), len(batch.targets), device=sums.device)
     return LossParts(sums=sums, counts=counts, per_row=per_row)

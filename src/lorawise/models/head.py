@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lorawise.base.errors import ModelError
+from lorawise.lora.bank import BankLayer
+from lorawise.lora.wrapping import layers_of
 
 
 class Head:
@@ -33,6 +35,15 @@ class Head:
     def trained_parameters(self) -> list[nn.Parameter]:
         """Of the head alone: an adapter on it, or a head trained in full."""
         return [p for p in self._view.parameters() if p.requires_grad]
+
+    def draws_masks(self) -> bool:
+        """Whether an adapter on the head has dropout."""
+        banks = layers_of(self._view, BankLayer).values()
+        return any(
+            config.dropout and rank
+            for bank in banks
+            for config, rank in zip(bank.routing.configs, bank.ranks, strict=True)
+        )
 
 
 class _StandIn(nn.Module):
