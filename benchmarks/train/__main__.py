@@ -126,7 +126,7 @@ def ours(case: Case, model: Path, train: Path, folder: Path) -> dict[str, Any]:
         )
     )
     out = folder / "run"
-    answer = json.loads(_python("-m", "lorawise.cli", "train", str(run_file), "-o", str(out), "--json", capture=True))
+    answer = json.loads(_python("-m", "lorawise", "train", str(run_file), "-o", str(out), "--json", capture=True))
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "seconds": answer["train_seconds"],
