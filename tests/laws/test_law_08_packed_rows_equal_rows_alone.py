@@ -10,7 +10,7 @@ from tests.models.packed_rows import alone, packed_rows, transformers_loss
 from tests.tiny import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
-from lorawise.models.batch import to_model_batch
+from lorawise.models.batch import FILL, to_model_batch
 from lorawise.models.forward import causal_loss
 from lorawise.models.packing import PACKED, packing_support
 
@@ -55,6 +55,21 @@ def test_packed_rows_equal_the_same_rows_alone_for_any_lengths(family: str, leng
     apart, expected = loss_and_gradient(model, alone(batch))
     torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_what_fills_a_long_row_up_changes_neither_loss_nor_gradient(family: str) -> None:
+    model = packing_model(family, torch.float64)
+    batch = packed_rows([40] * 13 + [7])
+    filled = to_model_batch(batch)
+    assert filled.ids.shape[1] % FILL == 0
+    assert filled.filler == -527 % FILL
+    assert filled.lengths == batch.lengths
+    together, gradient = loss_and_gradient(model, [batch])
+    apart, expected = loss_and_gradient(model, alone(batch))
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-11)
+    assert causal_loss(model, filled).per_row.shape == (1, 14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

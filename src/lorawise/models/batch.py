@@ -2,6 +2,10 @@
 
 A packed batch is one flat row of documents with positions that restart; a padded one has a document a row, padded on
 the right. Token j of a document is predicted from position j − 1, so the first token of a document is never a target.
+
+On a CPU a packed row is filled up to a multiple of 64 tokens with one more document that nothing is predicted from:
+oneDNN prepares, and keeps, every product it meets for each number of rows it meets. Measured on steps of about 1,240
+tokens of SmolLM2-135M, 2 cores: 625 tokens/s and 2.4 GiB after 30 steps with filling, 565 and 3.0 GiB without.
 """
 
 from dataclasses import dataclass
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 Layout = Literal["packed", "padded"]
 
+FILL = 64  # tokens; a row shorter than eight times this is left as it is: filling would cost more than it saves
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelBatch:
@@ -29,6 +35,7 @@ class ModelBatch:
     targets            (P,) that token
     documents          (P,) which document it belongs to
     last               (documents,) flat index of each document's last token
+    filler             tokens at the end of a packed row that belong to no document
     """
 
     layout: Layout
@@ -39,6 +46,12 @@ class ModelBatch:
     targets: Tensor
     documents: Tensor
     last: Tensor
+    filler: int = 0
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """What attention keeps apart in a packed row: the documents, then the filler if there is one."""
+        return (*self.lengths, self.filler) if self.filler else self.lengths
 
     @property
     def rows(self) -> int:
@@ -67,17 +80,26 @@ def to_model_batch(batch: "MicroBatch", device: torch.device | str = "cpu") -> M
         )
     targets = np.flatnonzero(trained)
     documents = np.searchsorted(starts, targets, side="right") - 1
+    filler = _filler(batch, torch.device(device))
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)
 
     return ModelBatch(
         layout=batch.layout,
-        ids=tensor(batch.ids),
-        position_ids=tensor(batch.position_ids),
+        ids=tensor(np.pad(batch.ids, ((0, 0), (0, filler)))),
+        position_ids=tensor(np.concatenate([batch.position_ids, [np.arange(filler)] * rows], axis=1)),
         lengths=tuple(int(length) for length in lengths),
         positions=tensor(targets - 1),
         targets=tensor(np.asarray(batch.ids).reshape(-1)[targets]),
         documents=tensor(documents),
         last=tensor(starts + lengths - 1),
+        filler=filler,
     )
+
+
+def _filler(batch: "MicroBatch", device: torch.device) -> int:
+    tokens = batch.ids.shape[1]
+    if device.type != "cpu" or batch.layout == "padded" or tokens < 8 * FILL:
+        return 0
+    return -tokens % FILL

@@ -81,6 +81,6 @@ def _hidden(model: PreTrainedModel, batch: ModelBatch, n: int) -> tuple[Tensor, 
                 cure="ask packing_support(model) first; it sets it where the model can pack",
             )
         output = decoder_of(model)(
-            input_ids=ids, use_cache=False, **document_call(batch.position_ids, batch.lengths, n=n)
+            input_ids=ids, use_cache=False, **document_call(batch.position_ids, batch.spans, n=n)
         )
     return output.last_hidden_state.unflatten(0, (n, -1)).flatten(1, 2), type(output)
