@@ -33,8 +33,8 @@ class Case:
 
 
 CASES = {
-    "uneven": Case(name="uneven", steps=2, max_length=1024),
-    "equal": Case(name="equal", steps=6, max_length=48),
+    "uneven": Case(name="uneven", steps=4, max_length=1024),
+    "equal": Case(name="equal", steps=8, max_length=48),
 }
 
 

@@ -1,7 +1,7 @@
 """The demo's data: customer messages → JSON, made up with a fixed seed. `python examples/support/generate.py [DIR]`
 
     {"intent": "refund", "order": "K-4821", "customer": {"name": "Ines", "city": null},
-     "items": [{"product": "desk lamp", "qty": 2}], "urgent": false}
+     "items": ["2 x desk lamp"], "urgent": false}
 
 What makes it worth learning: names, cities and products of the test are not in the training data, nor are some of
 its sentences; several items in one message; a nested object; numbers, dates and people that must not be taken for the
@@ -17,30 +17,79 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = "Turn the customer's message into JSON with intent, order, customer, items and urgent."
-SIZES = {"train": 640, "validation": 40, "test": 60}
+SIZES = {"train": 1120, "validation": 40, "test": 60}
 SEED = 20261124
 
 NAMES = {
-    "train": "Ines Tom Priya Marek Lucia Owen Farah Jonas Mei Oscar Ruth Diego Hanna Viktor Amara Felix Noor Greta "
-    "Ivan Leila Bruno Signe Kofi Paula Emil Tara Anton Yusuf Clara Henrik Zoe Mateo Olga Samir Nadia Karl Elena Hugo",
+    "train": (
+        "Ines Tom Priya Marek Lucia Owen Farah Jonas Mei Oscar Ruth Diego Hanna Viktor Amara Felix Noor Greta "
+        "Ivan Leila Bruno Signe Kofi Paula Emil Tara Anton Yusuf Clara Henrik Zoe Mateo Olga Samir Nadia Karl "
+        "Elena Hugo Alice Benjamin Camille Daniel Esther Frank Gloria Harold Irene Jacob Katherine Leonard "
+        "Margaret Nathan Olivia Patrick Rachel Simon Theresa Ulrich Vanessa Walter Xavier Yvonne Zachary Agnes "
+        "Boris Cecilia Dmitry Eleanor Francis Georgia Helmut Isabel Julian Kirsten Lorenzo Miriam Norbert Ottilie "
+        "Pablo Renata Sebastian Tamara Ursula Valentin Wilhelm Yasmin Aaron Beatrice Carlos Deborah Edward Fiona "
+        "Gabriel Heather Isaac Joanna Kenneth Lillian Marcus Nicole Pierre Rebecca Stephen Tiffany Victoria "
+        "William Adele Bjorn Carmen Derek Elise Fernando Gerard Helena Igor Janet Kevin Laura Martin Nora Oliver "
+        "Penelope Raymond Sandra Timothy Veronica Wesley Anika Bertil Chiara Dorothea Erik Flavia Goran Hilda "
+        "Ismail Jadwiga Kamil Lotte Milos Nina Otto Philippa Rafael Sabine Thomas Vera Wendy Yuki Zeynep Akira "
+        "Brigitte Cyrus Daphne Elias Franziska Gustav Harriet Ingrid Joel Kazimir Lydia Mikhail Natalie Omar "
+        "Pauline Quincy Roland Sylvia Tobias Vincent Winifred Abdul Bianca Chen Delia Ernst Florence Gilbert "
+        "Hector Ilse Jerome Karin Lionel Monica Nikolai Odette Preston Rita Sergei Tatiana Uma Vivian Winston "
+        "Anja Basil Cora Dennis Edna Fatima Gregor Holly Ian Josephine Kurt Lena Max Naomi Orlando Phoebe Rudolf "
+        "Stella Terence Ulla Violet Wolfgang"
+    ),
     "validation": "Rosa Stefan Aiko Dmitri Wanda Idris Linnea Paulo",
     "test": "Astrid Babak Celine Dario Edith Fabio Gwen Hasan Imke Jarek Keiko Lars Malika Nils Oriana Petra Quentin",
 }
 CITIES = {
-    "train": "Porto Leeds Graz Oslo Turin Ghent Malmo Cork Lyon Bonn Gdansk Bergen Seville Utrecht Brno Tampere Basel "
-    "Split",
+    "train": (
+        "Porto Leeds Graz Oslo Turin Ghent Malmo Cork Lyon Bonn Gdansk Bergen Seville Utrecht Brno Tampere Basel "
+        "Split Madrid Vienna Dublin Hamburg Glasgow Toulouse Valencia Krakow Munich Geneva Bologna Antwerp "
+        "Stockholm Helsinki Riga Vilnius Tallinn Warsaw Prague Budapest Lisbon Athens Sofia Bucharest Belgrade "
+        "Ljubljana Salzburg Innsbruck Zurich Bern Strasbourg Bordeaux Lille Rennes Montpellier Grenoble Marseille "
+        "Nice Genoa Verona Padua Naples Palermo Bari Catania Malaga Granada Cordoba Murcia Alicante Vigo Braga "
+        "Faro Coimbra Brighton Bristol Cardiff Swansea Exeter Plymouth Norwich Cambridge Oxford York Sheffield "
+        "Newcastle Aberdeen Inverness Belfast Galway Limerick Odense Aalborg Trondheim Stavanger Uppsala Lund "
+        "Turku Oulu Leipzig Dresden Bremen Hanover Stuttgart Mannheim Kiel Lubeck Poznan Wroclaw Lodz Szczecin "
+        "Ostrava Kosice Debrecen Szeged Linz Maribor Rijeka Osijek Sarajevo Skopje Patras Thessaloniki Varna "
+        "Plovdiv Cluj Iasi Boston Denver Austin Portland Toronto Montreal Calgary Sydney Perth Nairobi Accra Lima "
+        "Quito Santiago"
+    ),
     "validation": "Aarhus Nantes Girona Ulm",
     "test": "Bilbao Zagreb Dundee Trieste Rostock Lugano Tartu",
 }
+# Every product takes a plain `s` in the plural, so a careful reader knows its name from `four bread boards`.
 PRODUCTS = {
     "train": "desk lamp|water bottle|yoga mat|phone case|coffee grinder|wool hat|garden hose|picture frame|kettle|"
     "backpack|wall clock|bread board|bath towel|bike light|usb cable|rain jacket|door mat|tea pot|board game|floor rug|"
-    "hand mixer|tool bag|pillow|headset|running shoes|plant pot|office chair|mirror|notebook|toaster|"
-    "camping stove|blanket",
-    "validation": "paper lantern|salt mill|keyboard|winter gloves|storage basket|hair dryer",
-    "test": "egg timer|bird feeder|monitor stand|leather belt|spice rack|hiking poles|night light|laundry bag|"
-    "travel mug|cutting board|book stand|sewing kit|swim goggles|cake tin",
+    "hand mixer|tool bag|pillow|headset|shoe rack|plant pot|office chair|mirror|notebook|toaster|camping stove|blanket",
+    "validation": "paper lantern|salt mill|keyboard|winter scarf|storage basket|hair dryer",
+    "test": "egg timer|bird feeder|monitor stand|leather belt|spice rack|hiking pole|night light|laundry bag|"
+    "travel mug|cutting board|book stand|sewing kit|swim cap|cake tin",
 }
+# Most products of the training rows are put together from these two lists: copying is learned, not a catalogue.
+PRODUCT_KINDS = (
+    "folding steel bamboo cotton garden kitchen pocket corner velvet copper window wooden ceramic glass outdoor "
+    "baby music fishing beach car school bedroom silver round magnetic solar candle pencil marble camera linen "
+    "party sports travelling reading writing cooking gaming sleeping dancing climbing cycling running painting "
+    "camping sailing skiing washing drying ironing gardening shopping plastic rubber metal stone golden brass "
+    "iron tin clay wool silk denim nylon foam cork straw coffee tea milk bread cheese butter sugar pepper honey "
+    "fruit apple lemon cherry melon onion potato rice soup salad pizza cookie dog cat horse fish rabbit chicken "
+    "summer autumn spring morning evening weekend holiday christmas birthday wedding office home hotel studio "
+    "attic balcony bathroom hallway cellar garage workshop desktop wall floor ceiling door roof fence gate bridge "
+    "street city country forest mountain river ocean island small large mini giant double triple square oval flat "
+    "tall short long wide narrow soft hard warm cool quiet heavy light dark bright white black red green purple "
+    "orange yellow brown grey digital electric manual portable wireless vintage modern classic royal rustic"
+)
+PRODUCT_NOUNS = (
+    "table basin spoon curtain ladder hammer jar bucket speaker stool drawer whistle shovel apron ribbon magnet "
+    "flask charger carpet helmet tray hook sticker pan saucer puzzle broom tripod funnel cushion ruler grill "
+    "lantern bottle mat hose frame clock towel kettle hat basket cover holder opener cleaner heater cooler fan "
+    "filter pump brake cable adapter printer scanner screen monitor folder binder marker crayon eraser sharpener "
+    "stapler vase bowl plate fork grater peeler slicer whisk jug mop sponge rug sofa armchair wardrobe cabinet "
+    "desk lamp bulb plug socket wallet belt glove sock shirt jacket scarf boot slipper sandal robe tent hammock "
+    "paddle net racket trophy"
+)
 
 GREETINGS = ("Hi,", "Hello,", "Good morning,", "Hey there,", "Dear team,", "Hello support,", "Hi all,", "")
 INTRODUCTIONS = {
@@ -61,7 +110,7 @@ INTRODUCTIONS_WITH_CITY = {
         "{name} here, writing from {city}.",
         "I am {name}, based in {city}.",
     ),
-    "test": ("{name} from lovely {city} here.", "I am {name} and my home is {city}."),
+    "test": ("{name} from {city} is writing to you.", "I am {name} and my home is {city}."),
 }
 REQUESTS = {
     "refund": {
@@ -174,13 +223,10 @@ class Draw:
         unseen = self.part == "test" and self.random.random() < 0.5
         return self.of(sentences["test" if unseen else "train"])
 
-    def word(self, words: dict[str, str], by: str | None = None) -> str:
-        return self.of(words[self.part].split(by))
-
     def proper(self, words: dict[str, str]) -> str:
-        """A name or a city. Most of those in training are made up, so that copying is learned and not a list."""
-        if self.part != "train" or self.chance(0.15):
-            return self.word(words)
+        """A name or a city. Some of those in training are made up, so that copying is learned and not a list."""
+        if self.part != "train" or self.chance(0.75):
+            return self.of(words[self.part].split())
         while (made := self._made_up()) in _HELD:
             pass
         return made
@@ -189,6 +235,15 @@ class Draw:
         syllables = [self.of(ONSETS) + self.of("aeiouy") for _ in range(self.random.choice((1, 2, 2, 3)))]
         return "".join((*syllables, self.of(ENDINGS))).capitalize()
 
+    def products(self) -> list[str]:
+        """One to three different ones; most of those in training are put together from two words."""
+        count = self.random.choices((1, 2, 3), (5, 4, 1))[0]
+        listed = self.random.sample(PRODUCTS[self.part].split("|"), count)
+        if self.part != "train":
+            return listed
+        made = (f"{kind} {self.of(PRODUCT_NOUNS.split())}" for kind in self.random.sample(PRODUCT_KINDS.split(), count))
+        return [product if self.chance(0.15) else other for product, other in zip(listed, made, strict=True)]
+
     def chance(self, share: float) -> bool:
         return self.random.random() < share
 
@@ -196,27 +251,24 @@ class Draw:
 def row(draw: Draw) -> dict[str, object]:
     name, city = draw.proper(NAMES), draw.proper(CITIES) if draw.chance(0.4) else None
     order = f"{draw.of('ABDEFGHKLMNPRST')}-{draw.random.randrange(1000, 10000)}" if draw.chance(0.75) else None
-    products = draw.random.sample(PRODUCTS[draw.part].split("|"), draw.random.choices((1, 2, 3), (5, 4, 1))[0])
-    items = [
-        {"product": product, "qty": draw.random.choices((1, 2, 3, 4, 5), (6, 3, 2, 1, 1))[0]} for product in products
-    ]
+    items = [(draw.random.choices((1, 2, 3, 4, 5), (6, 3, 2, 1, 1))[0], product) for product in draw.products()]
     intent, urgent = draw.of(tuple(REQUESTS)), draw.chance(0.3)
     answer = {
         "intent": intent,
         "order": order,
         "customer": {"name": name, "city": city},
-        "items": items,
+        "items": [f"{count} x {product}" for count, product in items],
         "urgent": urgent,
     }
-    message = _message(draw, answer)
+    message = _message(draw, answer, items)
     turns = (("system", SYSTEM), ("user", message), ("assistant", json.dumps(answer)))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def _message(draw: Draw, answer: dict) -> str:
+def _message(draw: Draw, answer: dict, items: Sequence[tuple[int, str]]) -> str:
     customer = answer["customer"]
     introduction = draw.sentence(INTRODUCTIONS_WITH_CITY if customer["city"] else INTRODUCTIONS).format(**customer)
-    listed = _listed(draw, answer["items"])
+    listed = _listed(draw, items)
     body = [draw.sentence(REQUESTS[answer["intent"]]).format(items=listed, Items=listed[0].upper() + listed[1:])]
     if answer["order"]:
         body.append(draw.sentence(ORDERS).format(order=answer["order"]))
@@ -232,17 +284,16 @@ def _message(draw: Draw, answer: dict) -> str:
     return text.replace("!", ".").replace("I am", "i am") if draw.chance(0.1) else text
 
 
-def _listed(draw: Draw, items: Sequence[dict]) -> str:
+def _listed(draw: Draw, items: Sequence[tuple[int, str]]) -> str:
     """`the kettle, two pillows and 3x desk lamp`; the answer has the product's own name and a number."""
     words = []
-    for item in items:
-        product, count = item["product"], item["qty"]
+    for count, product in items:
         if count == 1:
             words.append(f"{draw.of(('the', 'my', 'one'))} {product}")
         elif draw.chance(0.3):
             words.append(f"{count}x {product}")
         else:
-            words.append(f"{NUMBERS[count]} {product}" + ("" if product.endswith("s") else "s"))
+            words.append(f"{NUMBERS[count]} {product}s")
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 

@@ -17,10 +17,10 @@ SUPPORT = Path(__file__).parent / "support"
 RUN = {
     "lora": {"r": 16, "scaling": 2.0, "target_modules": "all-linear"},
     "train": {
-        "epochs": 1.5,
+        "epochs": 1,
         "batch_size": 8,
         "max_length": 512,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "warmup": 0.05,
         "save_every": 20,
         "eval_generate": 4,
