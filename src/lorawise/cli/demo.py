@@ -23,7 +23,7 @@ RUN = {
         "learning_rate": 5e-4,
         "warmup": 0.05,
         "save_every": 20,
-        "eval_generate": 4,
+        "eval_generate": 8,
     },
 }
 TEST = "test.json"
@@ -57,6 +57,7 @@ def demo(
     rows = _test(out)
     prose = "\n".join(
         [
+            "",
             f"adapter  {out / 'adapter'}",
             f"report   {out / 'report.html'}",
             f"next     lorawise chat {EMBEDDED} --adapter demo={out / 'adapter'}",

@@ -143,7 +143,8 @@ def _started(event: RunStarted) -> Text:
         setting,
         f"trainable params: {words.count(event.trainable_parameters)} || all: {words.count(event.total_parameters)} "
         f"|| trainable%: {share:.4f}",
-        f"{words.count(event.steps_total)} steps over {event.epochs:g} epochs of {words.count(event.tokens_per_epoch)} "
+        f"{words.count(event.steps_total)} steps over {event.epochs:g} epoch{'' if event.epochs == 1 else 's'} of "
+        f"{words.count(event.tokens_per_epoch)} "
         f"tokens, {words.count(event.trained_tokens_per_epoch)} of them trained",
     ]
     if event.first_step > 1:
