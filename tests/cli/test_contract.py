@@ -15,7 +15,7 @@ from lorawise.base.findings import Finding
 from lorawise.cli.app import run
 from lorawise.report.events import Reader
 from lorawise.runfile import RunFile
-from lorawise.training.run import RunResult
+from lorawise.training.result import RunResult
 
 RUN_FILE = "model: user/model\ndata: {train: user/rows}\nlora: {r: 16, alpha: 32}\n"
 Capture = pytest.CaptureFixture[str]

@@ -232,3 +232,9 @@ def test_a_hundred_thousand_rows_are_planned_in_about_a_second():
     assert plan.steps_per_epoch
     assert time.process_time() - started < 3, "about 0.1 s on an idle machine"
     assert plan.efficiency > 0.99
+
+
+@pytest.mark.parametrize("ask", [lambda plan: plan.epoch_at(10**12), lambda plan: plan.steps_in(1e9)])
+def test_more_passes_than_anyone_means_are_refused_at_once(ask) -> None:
+    with pytest.raises(ConfigError, match="more than 10,000 passes"):
+        ask(BatchPlan(encoded_set([5, 6, 7]), BatchOptions(batch_size=2)))

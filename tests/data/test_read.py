@@ -3,10 +3,16 @@
 import csv
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from lorawise.base.errors import ConfigError, DataError
@@ -333,3 +339,24 @@ def test_reading_a_file_loads_neither_torch_nor_datasets(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pipe_is_said_to_be_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 11, 25), b"bytes", Decimal(1)])
+def test_a_parquet_value_that_json_has_not_is_a_bad_row(value: object, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    table = pyarrow.Table.from_pylist([{"messages": turns, "tools": [{"type": "function", "since": value}]}])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows.parquet:1: a field holds a (datetime|bytes|Decimal), not text"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("weight", [1e300, 10_001, 0.0])
+def test_a_weight_beyond_sense_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match="is not a number above 0"):
+        Source(path="rows.jsonl", weight=weight)

@@ -264,6 +264,29 @@ def test_an_unknown_target_names_the_nearest_and_leaves_no_folder(tmp_path, base
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_no_adapted_module_is_refused(kind, tmp_path, base):
+    run = tiny_run(tmp_path, model=base, **{f"lora__{kind}": {"q_prj": 8}})
+    with pytest.raises(ConfigError, match="'q_prj', which none of the") as met:
+        train(run, out=tmp_path / "run")
+    assert "q_proj" in met.value.cure
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="not installed"):
+        train(tiny_run(tmp_path, model=base, train__trackers=["wandb"]), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_when_every_row_was_skipped_the_rows_and_reasons_are_told(tmp_path, base):
+    rows = [{"messages": [{"role": "user", "content": "y" * 200}, {"role": "assistant", "content": "no"}]}] * 3
+    run = tiny_run(tmp_path, model=base, rows=rows, data__on_bad="skip", data__validation=None)
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: no trained token"):
+        train(run, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_empty_data_is_refused(content, tmp_path, base):
     run = tiny_run(tmp_path, model=base)

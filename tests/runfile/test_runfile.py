@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorawise.base.errors import ConfigError
+from lorawise.base.errors import ConfigError, DataError
+from lorawise.data.read import read_rows
 from lorawise.runfile import RunFile, load_run_file, make_run_file, require_built
 
 LEAST = {"model": "user/model", "data": {"train": "user/rows"}}
@@ -114,6 +115,9 @@ base: {dtype: nf4}
         ("lora: {rank_pattern: {q_proj: 0}}", "lora.rank_pattern: 0 is not a whole number"),
         ("lora: {r: !!python/object:os.system 3}", "not a plain value"),
         ("task: chatt", "did you mean 'chat'?"),
+        ("lora: {scaling: 1.0e+308}", "leave the range of floats"),
+        ("lora: {alpha: 1.0e-323}", "leave the range of floats"),
+        ("train: {max_length: 1}", "not a whole number from 2"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, written: str, told: str) -> None:
@@ -316,3 +320,41 @@ def test_a_date_is_a_day_as_yaml_or_people_write_it(tmp_path: Path) -> None:
         run, _ = load_run_file(write(tmp_path, f"model: a/b\ndata: {{train: a/c, date: {written}}}\n"))
         assert run.data.date in ("2026-11-25", "auto")
     assert "is not a day" in refusal(tmp_path, "model: a/b\ndata: {train: a/c, date: today}\n")
+
+
+@pytest.mark.parametrize("text", ["a\\0b.jsonl", "~nobody-of-that-name/rows.jsonl", "x" * 5000 + ".jsonl"])
+@pytest.mark.parametrize("key", ["model", "data.train", "data.validation"])
+def test_a_text_that_no_disk_can_hold_is_no_path(tmp_path: Path, key: str, text: str) -> None:
+    written = {"model": "user/m", "data.train": "user/d", "data.validation": "user/v"} | {key: text}
+    found = refusal(
+        tmp_path,
+        f'model: "{written["model"]}"\n'
+        f'data:\n  train: "{written["data.train"]}"\n  validation: "{written["data.validation"]}"\n',
+    )
+    assert key in found
+    assert "is no path" in found
+    assert len(found) < 400
+
+
+@pytest.mark.parametrize("key", ["model", "data.train"])
+def test_an_empty_path_is_not_the_folder_of_the_run_file(tmp_path: Path, key: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    written = {"model": "user/m", "data.train": "user/d"} | {key: "''"}
+    assert f"{key}" in refusal(tmp_path, f"model: {written['model']}\ndata: {{train: {written['data.train']}}}\n")
+
+
+def test_a_loop_of_links_is_told_as_no_file(tmp_path: Path) -> None:
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    run, _ = load_run_file(write(tmp_path, "model: a/b\ndata: {train: loop.jsonl}\n"))
+    with pytest.raises(DataError, match="does not exist"):
+        read_rows(run.data.train[0].path)
+
+
+def test_a_section_whose_lines_are_all_commented_out_means_its_defaults(tmp_path: Path) -> None:
+    run, _ = load_run_file(write(tmp_path, "model: a/b\ndata: {train: a/c}\nlora:\n  # r: 8\ntrain:\nbase:\n"))
+    assert run == load_run_file(write(tmp_path, "model: a/b\ndata: {train: a/c}\n"))[0]
+
+
+def test_a_misspelt_key_of_a_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    found = refusal(tmp_path, "model: a/b\ndata:\n  train:\n    - {path: a/c, wieght: 2}\n")
+    assert "run.yaml:4: unknown key data.train.0.wieght; did you mean 'weight'?" in found

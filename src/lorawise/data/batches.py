@@ -23,6 +23,8 @@ from lorawise.data.packing import pack, pack_windows, random_bits, shuffled
 
 Layout = Literal["packed", "padded"]
 
+MAX_EPOCHS = 10_000  # beyond it the number of steps or the weight of a source is a slip, not a plan
+LOOKED_AT = 64  # epochs searched for the largest micro-batch; later ones are drawn from the same rows
 BUCKET_STEPS = 32  # padded steps whose rows are sorted by length together
 
 
@@ -125,6 +127,8 @@ class BatchPlan:
 
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps of that many epochs, a part of an epoch rounded up."""
+        if epochs > MAX_EPOCHS:
+            raise _too_many(f"{epochs:g} epochs")
         whole = int(epochs)
         part = epochs - whole
         steps = sum(len(self._epoch(epoch)) for epoch in range(whole))
@@ -144,7 +148,7 @@ class BatchPlan:
         """The micro-batch with the most positions, then the longest document: what memory has to hold."""
         best: tuple[int, int] = (0, 0)
         chosen: NDArray[np.int64] | None = None
-        for epoch in range(max(1, int(np.ceil(epochs)))):
+        for epoch in range(min(max(1, int(np.ceil(epochs))), LOOKED_AT)):
             for documents in self._epoch(epoch):
                 for group in split(self.encoded.lengths[documents], self.options):
                     lengths = self.encoded.lengths[documents[group]]
@@ -168,6 +172,8 @@ class BatchPlan:
         return tokens / cells
 
     def _locate(self, step: int) -> tuple[int, int]:
+        if step > MAX_EPOCHS * self.steps_per_epoch:
+            raise _too_many(f"{step:,} steps over {len(self.encoded):,} rows")
         epoch = 0
         while step >= len(self._epoch(epoch)):
             step -= len(self._epoch(epoch))
@@ -203,6 +209,12 @@ class BatchPlan:
         lengths = self.encoded.lengths
         parts = [order[start : start + window] for start in range(0, len(order), window)]
         return np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+
+
+def _too_many(found: str) -> ConfigError:
+    return ConfigError(
+        f"{found} are more than {MAX_EPOCHS:,} passes over the data", cure="lower train.steps or train.epochs"
+    )
 
 
 def eval_batches(encoded: EncodedSet, options: BatchOptions) -> list[MicroBatch]:

@@ -69,6 +69,8 @@ def parse_row(record: object, where: Where, format: str | None = None) -> tuple[
         _ = row.digest
     except UnicodeEncodeError:
         raise BadRow("not-utf8", "a text holds half a surrogate pair (\\ud800 to \\udfff)") from None
+    except TypeError as problem:
+        raise BadRow("wrong-type", f"a field holds {problem}, not text, a number, a list or an object") from None
     return row, name
 
 

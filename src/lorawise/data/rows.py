@@ -28,6 +28,8 @@ Message = Mapping[str, Any]
 Kind = Literal["messages", "completion", "text", "classification"]
 Label = int | str
 
+MAX_WEIGHT = 10_000  # times a row is seen an epoch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -48,9 +50,10 @@ class Source:
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("a data source has an empty path", cure="name a file, a folder or a hub id")
-        if isinstance(self.weight, bool) or not 0 < self.weight < float("inf"):
+        if isinstance(self.weight, bool) or not 0 < self.weight <= MAX_WEIGHT:
             raise ConfigError(
-                f"weight {self.weight!r} of {self.path} is not a positive number", cure="1 is the neutral"
+                f"weight {self.weight!r} of {self.path} is not a number above 0 and up to {MAX_WEIGHT:,}",
+                cure="1 is the neutral",
             )
 
 
@@ -184,7 +187,14 @@ def class_labels(rows: Sequence[Row]) -> tuple[Label, ...]:
 
 def _canonical(value: object) -> str:
     """JSON in the order of the keys as written: a template renders arguments in that order too."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=dict)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_object)
+
+
+def _as_object(value: object) -> dict[str, Any]:
+    """What `json` does not know: another mapping. `TypeError` for a date, bytes, a decimal (Parquet has them)."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a {type(value).__name__}")
+    return dict(value)
 
 
 def _normal(value: object) -> object:

@@ -47,6 +47,8 @@ def source_files(source: Source) -> list[Path]:
         found = sorted(p for p in path.rglob("*") if p.is_file() and _is_data(p, below=path))
     elif glob.has_magic(source.path):
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file() and _is_data(p))
+    elif path.exists():
+        raise DataError(f"{source.path} is neither a file nor a folder", cure="write its rows to a file")
     else:
         raise DataError(f"{source.path} does not exist", cure=_near_file(path))
     if not found:

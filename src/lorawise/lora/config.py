@@ -122,6 +122,11 @@ class LoraConfig:
                 f"but scaling={self.scaling:g} is written too",
                 cure="write one of the two",
             )
+        if not (_is_positive(self.scaling) and _is_positive(self.alpha)):
+            raise ConfigError(
+                f"scaling={self.scaling:g} and alpha={self.alpha:g} with r={self.r} leave the range of floats",
+                expected="a scaling between about 0.01 and 100",
+            )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed. Changing only r (or rslora) keeps the scaling; alpha follows.
@@ -156,7 +161,7 @@ class LoraConfig:
 
 def _pattern_value(pattern: Mapping[str, V], module: str, default: V) -> V:
     for expression, value in pattern.items():
-        if full_match(rf"(.*\.)?({expression})", module):
+        if pattern_matches(expression, module):
             return value
     return default
 
@@ -176,6 +181,11 @@ def _wrong_pattern(field_name: str, pattern: object, right: Callable[[object], b
 
 def _are_names(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
+
+
+def pattern_matches(expression: str, module: str) -> bool:
+    """Whether a key of `rank_pattern` or `alpha_pattern` means this module: the whole name or its last components."""
+    return full_match(rf"(.*\.)?({expression})", module)
 
 
 def _is_rank(value: object) -> bool:

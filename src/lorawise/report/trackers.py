@@ -12,9 +12,9 @@ import math
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lorawise.base.errors import ConfigError
 from lorawise.base.files import write_text
@@ -26,16 +26,27 @@ IDS_NAME = "trackers.json"
 STEP_NUMBERS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory", "epoch")
 EVALUATION_NUMBERS = ("loss", "perplexity", "exact_match", "accuracy", "f1")
 
-TRACKERS: Registry["Callable[[Path], Tracker]"] = Registry("tracker")
+TRACKERS: Registry["type[Tracker]"] = Registry("tracker")
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """ConfigError when one is unknown or not installed; asked before a run writes anything."""
+    for name in names:
+        _library(name, TRACKERS[name].package)
 
 
 def open_trackers(names: Sequence[str], run: Path) -> tuple["Tracker", ...]:
     """One reader a name, for the run in folder `run`. ConfigError when one is unknown or not installed."""
-    return tuple(TRACKERS[name](run) for name in names)
+    return tuple(TRACKERS[name](run) for name in dict.fromkeys(names))
 
 
 class Tracker(ABC):
     """A reader that hands a run's numbers on. `start` comes once, before the first `log`."""
+
+    package: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, run: Path) -> None: ...
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -65,6 +76,8 @@ class Tracker(ABC):
 class TensorBoard(Tracker):
     """Event files in `<run>/tensorboard`; a resumed run hides what came after its checkpoint."""
 
+    package = "tensorboard"
+
     def __init__(self, run: Path) -> None:
         writers = _library("tensorboard", "tensorboard.summary.writer.event_file_writer")
         self.protos = _library("tensorboard", "tensorboard.compat.proto.event_pb2")
@@ -87,6 +100,8 @@ class TensorBoard(Tracker):
 
 @TRACKERS.register("wandb")
 class Wandb(Tracker):
+    package = "wandb"
+
     def __init__(self, run: Path) -> None:
         self.library = _library("wandb", "wandb")
         self.folder = run
@@ -114,6 +129,8 @@ class Wandb(Tracker):
 
 @TRACKERS.register("mlflow")
 class MLflow(Tracker):
+    package = "mlflow"
+
     def __init__(self, run: Path) -> None:
         self.library = _library("mlflow", "mlflow")
         self.folder = run
@@ -138,6 +155,8 @@ class MLflow(Tracker):
 
 @TRACKERS.register("trackio")
 class Trackio(Tracker):
+    package = "trackio"
+
     def __init__(self, run: Path) -> None:
         self.library = _library("trackio", "trackio")
         self.folder = run

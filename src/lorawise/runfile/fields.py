@@ -5,8 +5,10 @@ A refusal is a ValueError whose text continues `lora.r: `, so that a loader can 
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import PlainValidator
@@ -99,6 +101,19 @@ def text(value: object) -> str:
     return value
 
 
+def place(value: object) -> str:
+    """A hub id, or a path that a disk could hold."""
+    found = text(value)
+    try:
+        os.stat(Path(found).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except (OSError, ValueError, RuntimeError) as problem:
+        said = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise ValueError(f"{found[:80]!r} is no path: {said}") from None
+    return found
+
+
 def names(value: object) -> tuple[str, ...]:
     """A list of names; one name alone counts as a list of one; null as none."""
     if value is None or value is False:
@@ -162,7 +177,7 @@ def day(value: object) -> str:
 def validation(value: object) -> str | int | float | None:
     """A file or hub id, a share of the training rows below 1, or a number of them; null for none."""
     if isinstance(value, str) and number(value) is None and value != "none":
-        return text(value)
+        return place(value)
     return optional(_share_or_rows)(value)
 
 
@@ -177,6 +192,7 @@ def kind(read: Callable[[object], Any]) -> PlainValidator:
     return PlainValidator(read)
 
 
+Place = Annotated[str, kind(place)]
 Text = Annotated[str, kind(text)]
 Flag = Annotated[bool, kind(flag)]
 Positive = Annotated[int, kind(whole(1))]

@@ -15,7 +15,7 @@ from lorawise.base.findings import Finding
 from lorawise.runfile.not_built import not_built
 from lorawise.runfile.overrides import apply_sets, parse_sets, scaling_findings
 from lorawise.runfile.paths import resolve_paths
-from lorawise.runfile.schema import DataSettings, LoraSettings, RunFile, TrainSettings
+from lorawise.runfile.schema import DataSettings, DataSource, LoraSettings, RunFile, TrainSettings
 from lorawise.runfile.yaml_lines import Key, Tree, read_tree
 
 OTHER_TOOLS = {  # what PEFT, TRL, Axolotl and others call it
@@ -77,7 +77,7 @@ def _build(
     tree: Tree, values: Mapping[str, Any], sets: Mapping[Key, Any], *, origin: str
 ) -> tuple[RunFile, list[Finding]]:
     where = _Where(tree.lines, sets, origin)
-    merged = apply_sets(values, sets, Path.cwd())
+    merged = apply_sets({key: value for key, value in values.items() if not _is_bare(key, value)}, sets, Path.cwd())
     problems = [(line, f"{origin}:{line}: {message}") for line, message in tree.problems]
     run: RunFile | None = None
     try:
@@ -90,6 +90,11 @@ def _build(
         head = "" if len(lines) == 1 else f"{len(lines)} problems\n  "
         raise ConfigError(head + "\n  ".join(dict.fromkeys(lines)), expected="a run file as in `lorawise train --help`")
     return run, scaling_findings(values, sets, run)
+
+
+def _is_bare(key: str, value: object) -> bool:
+    """`lora:` with every line below it commented out: the section's defaults are meant."""
+    return value is None and key in ("base", "lora", "train")
 
 
 class _Where:
@@ -143,6 +148,8 @@ def _sentences(key: str, message: str) -> Iterator[tuple[str, str]]:
 
 def _suggestion(dotted: str) -> str:
     section, _, leaf = dotted.rpartition(".")
+    if section.rpartition(".")[0] == "data.train":  # an entry of a list of sources
+        return nearest(leaf, list(DataSource.model_fields))
     known = _known_keys(RunFile)
     if leaf in OTHER_TOOLS:
         return f"here it is '{OTHER_TOOLS[leaf]}'"

@@ -5,6 +5,7 @@ the folder the call was made in. `user/name` is a hub id unless something of tha
 `~` or `/`, or it ends like a data or model file.
 """
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gguf", ".gz", ".zst", ".xz", ".bz2")
 
+NO_PATH = (OSError, ValueError, RuntimeError)  # a name too long, a NUL in it, a loop of links, `~` of nobody
+
 
 def resolve(text: str, folder: Path) -> str:
-    """`text` as an absolute path when it is a path, else unchanged."""
-    path = Path(text).expanduser()
+    """`text` as an absolute path when it is a path, else unchanged; what no disk can hold is left for the schema."""
+    if not text.strip():
+        return text
     looks_like_one = text.startswith((".", "~", "/")) or text.lower().endswith(FILE_SUFFIXES)
-    if looks_like_one or (folder / path).exists():
-        return str((folder / path).resolve())
+    with contextlib.suppress(*NO_PATH):
+        path = folder / Path(text).expanduser()
+        if looks_like_one or path.exists():
+            return str(path.resolve())
     return text
 
 
@@ -40,7 +46,7 @@ def resolve_paths(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def resolve_template(text: str, folder: Path) -> str:
     """A chat template's file as an absolute path; a bare word such as `chatml` is the name of a known one."""
-    return str((folder / Path(text).expanduser()).resolve()) if "." in text or "/" in text else text
+    return resolve(text if Path(text).is_absolute() else f"./{text}", folder) if "." in text or "/" in text else text
 
 
 def _sources(value: Any, folder: Path) -> Any:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from lorawise.base.errors import ConfigError
 from lorawise.data.formats import FORMATS as ROW_FORMATS
+from lorawise.data.rows import MAX_WEIGHT
 from lorawise.lora.config import LoraConfig
 from lorawise.runfile import fields as kinds
 from lorawise.runfile.fields import (
@@ -25,6 +26,7 @@ from lorawise.runfile.fields import (
     Flag,
     Names,
     NonNegative,
+    Place,
     Positive,
     PositiveReal,
     Share,
@@ -64,8 +66,10 @@ class _Settings(BaseModel):
 
 
 class DataSource(_Settings):
-    path: Text = Field(description="a file or a hub id")
-    weight: PositiveReal = Field(1.0, description="how often its rows are drawn, against the others")
+    path: Place = Field(description="a file or a hub id")
+    weight: Annotated[float, kind(kinds.real(above=0.0, below=MAX_WEIGHT + 1.0))] = Field(
+        1.0, description="how often its rows are drawn, against the others"
+    )
     split: Text = Field("train", description="of a hub data set, with slicing: train[:1000]")
     subset: Annotated[str | None, kind(kinds.optional(kinds.text))] = Field(None, description="of a hub data set")
 
@@ -190,7 +194,9 @@ class TrainSettings(_Settings):
         None, description="optimizer steps; or epochs"
     )
     learning_rate: PositiveReal = Field(2e-4, description="peak; higher scaling wants lower")
-    max_length: Positive = Field(2048, description="tokens a row may have; longer ones are cut and counted")
+    max_length: Annotated[int, kind(kinds.whole(2))] = Field(
+        2048, description="tokens a row may have; longer ones are cut and counted"
+    )
     packing: Flag = Field(True, description="several rows in one, none seeing another")
     batch_tokens: Annotated[int | None, kind(kinds.optional(kinds.whole(1)))] = Field(
         None, description="tokens an optimizer step; or batch_size"
@@ -254,7 +260,7 @@ class TrainSettings(_Settings):
 class RunFile(_Settings):
     """A whole run. Paths in it are absolute once it was loaded from a file; a hub id stays as it is."""
 
-    model: Text = Field(description="hub id, folder, or a .gguf file")
+    model: Place = Field(description="hub id, folder, or a .gguf file")
     data: DataSettings
     task: Annotated[str, kind(word(*TASKS))] = Field("chat", description=" | ".join(TASKS))
     base: BaseSettings = Field(default_factory=BaseSettings)

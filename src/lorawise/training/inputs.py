@@ -17,6 +17,8 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.models.files import ModelFiles
 from lorawise.runfile import RunFile
 
+LISTED = 20  # skipped rows told when none is left
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
@@ -69,7 +71,11 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
     if split.validation is not None:
         validation = encode_rows(split.validation.rows, tokenizer, options, on_bad=data.on_bad)
     if not len(train) or (validation is not None and not len(validation)):
-        raise DataError("no row is left to train on or to evaluate", cure="look at why rows were skipped")
+        skipped = (*rows.problems, *train.problems, *(() if validation is None else validation.problems))
+        raise DataError(
+            "\n  ".join(["no row is left to train on or to evaluate", *map(str, skipped[:LISTED])]),
+            cure="mend the rows that were skipped",
+        )
     return Inputs(
         tokenizer=tokenizer,
         options=options,

@@ -9,7 +9,7 @@ The folder appears once preflight has passed: a run that could not start leaves 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lorawise.base.errors import LorawiseError, StorageError
@@ -17,10 +17,8 @@ from lorawise.base.findings import Finding
 from lorawise.lora.count import trainable_parameters
 from lorawise.models.files import resolve_model
 from lorawise.report.events import (
-    EndReason,
     Event,
     Noted,
-    Preflight,
     PreflightDone,
     Reader,
     RunEnded,
@@ -29,36 +27,17 @@ from lorawise.report.events import (
 from lorawise.report.facts import FACTS_NAME, FactsFile
 from lorawise.report.metrics import METRICS_NAME, MetricsFile
 from lorawise.report.page import REPORT_NAME, write_report
-from lorawise.report.trackers import open_trackers
+from lorawise.report.trackers import open_trackers, require_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.checkpoint import Checkpoint, newest_checkpoint, restore
 from lorawise.training.folder import RunFolder, identity_of, require_same
 from lorawise.training.inputs import dated, read_inputs
-from lorawise.training.memory import peak_memory
 from lorawise.training.preflight import Seen, preflight, require_passed
+from lorawise.training.result import RunResult
 from lorawise.training.session import Session
 from lorawise.training.setup import Prepared, prepare
 from lorawise.training.signals import stop_on_signal
 from lorawise.training.state import Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a run came to. Losses are in nats a trained token; None without validation rows."""
-
-    run: Path
-    adapter: Path | None
-    reason: EndReason
-    steps: int
-    tokens: int
-    trained_tokens: int
-    train_seconds: float
-    tokens_per_second: float
-    validation_loss: float | None
-    base_validation_loss: float | None
-    peak_memory: int
-    findings: tuple[Finding, ...] = ()
-    preflight: Preflight | None = None
 
 
 def train(
@@ -83,6 +62,7 @@ def train(
             stack.callback(reader.close)
         run, found = (run_file, []) if isinstance(run_file, RunFile) else load_run_file(run_file)
         require_built(run)
+        require_trackers(run.train.trackers)
         folder = RunFolder(path=Path(out))
         if not dry_run:
             folder.require_usable(resume=resume)
@@ -133,7 +113,7 @@ def _train(
     report = next(event.report for event in early if isinstance(event, PreflightDone))
     require_passed(report)
     if dry_run:
-        return _dry_result(folder, prepared, findings, report)
+        return RunResult.of_dry_run(folder.path, findings, report)
     folder.write_run_file(prepared.run)
     resume_at = progress.step if checkpoint is not None else None
     everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
@@ -234,19 +214,7 @@ def _go(
             if ended is not None:
                 write_report(folder.path)
     assert ended is not None, "a session that did not raise has ended"
-    return RunResult(
-        run=folder.path,
-        adapter=ended.adapter,
-        reason=ended.reason,
-        steps=ended.step,
-        tokens=ended.tokens,
-        trained_tokens=ended.trained_tokens,
-        train_seconds=ended.seconds,
-        tokens_per_second=ended.tokens_per_second,
-        validation_loss=ended.validation_loss,
-        base_validation_loss=ended.base_validation_loss,
-        peak_memory=ended.peak_memory,
-    )
+    return RunResult.of(folder.path, ended)
 
 
 def _leave_true_report(folder: RunFolder, readers: Sequence[Reader], event: RunEnded) -> None:
@@ -278,38 +246,7 @@ def _what_is_there(
     findings = (*notes, found)
     for finding in findings:
         _tell(readers, Noted(finding=finding, step=done.step))
-    return RunResult(
-        run=folder.path,
-        adapter=folder.adapter if folder.adapter.is_dir() else None,
-        reason=done.ended,
-        steps=done.step,
-        tokens=done.tokens,
-        trained_tokens=done.trained_tokens,
-        train_seconds=done.seconds,
-        tokens_per_second=done.tokens_per_second,
-        validation_loss=done.best_loss,
-        base_validation_loss=done.loss_of("base"),
-        peak_memory=done.peak_memory,
-        findings=findings,
-    )
-
-
-def _dry_result(folder: RunFolder, prepared: Prepared, findings: tuple[Finding, ...], report: Preflight) -> RunResult:
-    return RunResult(
-        run=folder.path,
-        adapter=None,
-        reason="dry run",
-        steps=0,
-        tokens=0,
-        trained_tokens=0,
-        train_seconds=0.0,
-        tokens_per_second=0.0,
-        validation_loss=None,
-        base_validation_loss=None,
-        peak_memory=peak_memory(prepared.model.device),
-        findings=findings,
-        preflight=report,
-    )
+    return RunResult.of_finished(folder.path, done, findings)
 
 
 def _tell(readers: Sequence[Reader], event: Event) -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
+from lorawise.base.errors import ConfigError, nearest
 from lorawise.base.findings import Finding
 from lorawise.data.batches import BatchOptions, BatchPlan, eval_batches
 from lorawise.lora.adapters import Adapters
-from lorawise.lora.config import LoraConfig
+from lorawise.lora.config import LoraConfig, pattern_matches
 from lorawise.lora.injection import inject
 from lorawise.models.dtypes import choose_dtype
 from lorawise.models.files import ModelFiles
@@ -58,6 +59,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
     total = run.train.steps or plan.steps_in(run.train.epochs or 1.0)
     schedule = Schedule(name=run.train.schedule, total=total, warmup=warmup_steps(run.train.warmup, total))
     adapters = inject(model, lora_config(run, head=inputs.head))
+    _require_patterns_meant(adapters)
     keep_activations(model, run.train.memory)
     optimizer = BankAdamW(trained_parameters(adapters), [slot_settings(run)], scaled=run.base.dtype == "float16")
     trainer = Trainer(
@@ -85,6 +87,19 @@ def lora_config(run: RunFile, *, head: bool) -> LoraConfig:
     if head and HEAD not in config.modules_to_save:
         config = replace(config, modules_to_save=(*config.modules_to_save, HEAD))
     return config
+
+
+def _require_patterns_meant(adapters: Adapters) -> None:
+    """A pattern that matches no adapted module is a slip: what it was written for would train with the common r."""
+    config, modules = adapters.configs[0], list(adapters.layers)
+    for kind, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for pattern in patterns:
+            if not any(pattern_matches(pattern, name) for name in modules):
+                raise ConfigError(
+                    f"lora.{kind} names {pattern!r}, which none of the {len(modules)} adapted modules is called",
+                    expected="a regex on the end of a module's name",
+                    cure=nearest(pattern, sorted({name.rpartition(".")[2] for name in modules})),
+                )
 
 
 def slot_settings(run: RunFile) -> SlotSettings:
