@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorawise.lora.bank import BankLayer
-from lorawise.lora.full_modules import FullLayer, called_within
+from lorawise.lora.full_modules import FullLayer
+from lorawise.lora.selection import called_within
 from lorawise.lora.wrapping import base_parameters, layers_of
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.routing import Routing
+from lorawise.lora.selection import called_within
 from lorawise.lora.wrapping import Wrapper, base_modules, master_dtype, set_values
 
 
@@ -85,8 +86,3 @@ def full_parameters_of(model: nn.Module, config: LoraConfig, targets: Sequence[s
             if saved or (biases and "bias" in key):
                 chosen[f"{name}.{key}" if name else key] = parameter
     return chosen
-
-
-def called_within(name: str, wanted: str) -> bool:
-    """Whether a module is called `wanted` (the whole name or its last components), or lies inside one that is."""
-    return f".{name}.".find(f".{wanted}.") >= 0

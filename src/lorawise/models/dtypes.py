@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from lorawise.base.errors import ModelError, nearest
-from lorawise.models.files import tensor_headers
+from lorawise.facts.folder import tensor_headers
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

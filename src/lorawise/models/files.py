@@ -12,8 +12,6 @@ Nothing here imports torch unless a GGUF file has to be converted.
 """
 
 import hashlib
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +21,14 @@ from typing import Any, Literal
 
 from lorawise.base.errors import ModelError, nearest
 from lorawise.base.files import digest_text, sha256_file
-from lorawise.base.safetensors import SafetensorsFile, TensorHeader
+from lorawise.facts.folder import (
+    file_cure,
+    looks_like_path,
+    read_config,
+    tensor_headers,
+    weight_files,
+    weight_map,
+)
 
 Kind = Literal["hub", "folder", "gguf", "embedded"]
 Progress = Callable[[str], None]
@@ -68,15 +73,13 @@ def resolve_model(source: str | Path, *, progress: Progress | None = None) -> Mo
         return _checked(ModelFiles(source=text, folder=embedded_model(progress=say), kind="embedded"))
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(
-                f"{path} is one file", expected="a folder, a .gguf file or a hub id", cure=_file_cure(path)
-            )
+            raise ModelError(f"{path} is one file", expected="a folder, a .gguf file or a hub id", cure=file_cure(path))
         from lorawise.models.gguf import converted_gguf
 
         return _checked(ModelFiles(source=text, folder=converted_gguf(path, progress=say), kind="gguf"))
     if path.is_dir():
         return _checked(ModelFiles(source=text, folder=path, kind="folder"))
-    if _looks_like_path(text):
+    if looks_like_path(text):
         raise ModelError(f"there is no model at {path}", expected="a folder, a .gguf file or a hub id")
     from lorawise.models.hub import fetch_snapshot
 
@@ -85,50 +88,6 @@ def resolve_model(source: str | Path, *, progress: Progress | None = None) -> Mo
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing", expected="a base model's folder", cure=_no_config_cure(folder)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{path} is not JSON: {problem}", cure="fetch the model again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type", expected="the config.json that transformers writes")
-    return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a folder, in the order of their names; `ModelError` with the list of what is missing."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        raise ModelError(
-            f"{folder} holds no model.safetensors",
-            expected="safetensors: pickled weights (.bin, .pt) can run code when opened, so they are refused",
-            cure="take a repository that has safetensors, or save the model again with save_pretrained",
-        )
-    shards = sorted(set(_weight_map(index).values()))
-    outside = [name for name in shards if Path(name).name != name]
-    if outside:
-        raise ModelError(f"{index} points outside its folder: {', '.join(outside)}", cure="fetch the model again")
-    missing = [name for name in shards if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}", cure="fetch the model again"
-        )
-    return [folder / name for name in shards]
-
-
-def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a folder, from the safetensors headers alone; `TensorFileError` for a torn file."""
-    found: dict[str, TensorHeader] = {}
-    for path in weight_files(folder):
-        found |= SafetensorsFile.open(path).tensors
-    return found
 
 
 def weights_digest(folder: Path) -> str:
@@ -171,30 +130,6 @@ def _missing_tensors(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return
-    lost = sorted(set(_weight_map(index)) - set(held))
+    lost = sorted(set(weight_map(index)) - set(held))
     if lost:
         yield f"{folder}: the index promises {len(lost)} tensors that no shard holds: {', '.join(lost[:5])}"
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ModelError(f"{index} holds no weight_map", cure="fetch the model again") from None
-    return dict(found)
-
-
-def _looks_like_path(text: str) -> bool:
-    return text.startswith((".", "~", os.sep)) or text.count("/") > 1 or text.lower().endswith(".gguf")
-
-
-def _file_cure(path: Path) -> str:
-    if path.suffix in (".safetensors", ".json"):
-        return f"name the folder: {path.parent}"
-    return "pickled weights can run code when opened: take safetensors" if path.suffix in (".bin", ".pt") else ""
-
-
-def _no_config_cure(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: name its base model here, and the adapter as an adapter"
-    return "name the folder that holds config.json"

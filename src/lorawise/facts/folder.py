@@ -1,0 +1,80 @@
+"""A model's folder: config.json, and the headers of its safetensors. Weights are never read here.
+
+Only safetensors are opened, never pickles: those can run code.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lorawise.base.errors import ModelError
+from lorawise.base.safetensors import SafetensorsFile, TensorHeader
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing", expected="a base model's folder", cure=_no_config_cure(folder)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ModelError(f"{path} is not JSON: {problem}", cure="fetch the model again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type", expected="the config.json that transformers writes")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a folder, in the order of their names; `ModelError` with the list of what is missing."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        raise ModelError(
+            f"{folder} holds no model.safetensors",
+            expected="safetensors: pickled weights (.bin, .pt) can run code when opened, so they are refused",
+            cure="take a repository that has safetensors, or save the model again with save_pretrained",
+        )
+    shards = sorted(set(weight_map(index).values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise ModelError(f"{index} points outside its folder: {', '.join(outside)}", cure="fetch the model again")
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}", cure="fetch the model again"
+        )
+    return [folder / name for name in shards]
+
+
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Every tensor of a folder, from the safetensors headers alone; `TensorFileError` for a torn file."""
+    found: dict[str, TensorHeader] = {}
+    for path in weight_files(folder):
+        found |= SafetensorsFile.open(path).tensors
+    return found
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ModelError(f"{index} holds no weight_map", cure="fetch the model again") from None
+    return dict(found)
+
+
+def looks_like_path(text: str) -> bool:
+    return text.startswith((".", "~", os.sep)) or text.count("/") > 1 or text.lower().endswith(".gguf")
+
+
+def file_cure(path: Path) -> str:
+    if path.suffix in (".safetensors", ".json"):
+        return f"name the folder: {path.parent}"
+    return "pickled weights can run code when opened: take safetensors" if path.suffix in (".bin", ".pt") else ""
+
+
+def _no_config_cure(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return "this is an adapter: name its base model here, and the adapter as an adapter"
+    return "name the folder that holds config.json"

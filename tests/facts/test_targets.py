@@ -1,0 +1,120 @@
+"""What shapes alone say of an adapter is what PEFT and the real model say."""
+
+import json
+
+import peft
+import pytest
+from tests.facts.shapes import SETTINGS, config_of, meta_model, write_config
+from tests.parity.targets import PRESETS, peft_targets
+from tests.peft_oracle import quiet_peft
+from tests.tiny import FAMILIES
+
+from lorawise import LoraConfig
+from lorawise.base.errors import AdapterError, ConfigError, UsageError
+from lorawise.facts import read_model, selected, trainable
+from lorawise.lora import inject, target_modules, trainable_parameters
+
+CASE_OF = {"gemma3": "gemma3_text"}
+LLAMA_31_8B = {
+    "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4_096, "intermediate_size": 14_336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trainable_and_total_are_pefts_own_count(family: str, preset: str, tmp_path) -> None:
+    config = config_of(CASE_OF.get(family, family))
+    facts = read_model(write_config(tmp_path, config))
+    for r in (3, 8):
+        wanted = {"target_modules": peft_targets(family, preset), "fan_in_fan_out": family == "gpt2"}
+        with quiet_peft():
+            theirs = peft.get_peft_model(meta_model(config), peft.LoraConfig(r=r, task_type="CAUSAL_LM", **wanted))
+        ours = trainable(facts, LoraConfig(r=r, target_modules=preset))
+        assert (ours, facts.parameters + ours) == theirs.get_nb_trainable_parameters()
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_preset_selects_what_it_selects_on_the_real_model(case: str, tmp_path) -> None:
+    config = config_of(case)
+    facts, model = read_model(write_config(tmp_path, config)), meta_model(config)
+    for preset in PRESETS:
+        setting = LoraConfig(target_modules=preset)
+        if facts.experts and preset in ("mlp", "all-linear"):
+            with pytest.raises(AdapterError, match="fused experts"):
+                selected(facts, setting)
+            setting = LoraConfig(target_modules=preset, exclude_modules=("experts",))
+            if preset == "mlp" and not [m for m in facts.linear if m.role == "mlp"]:
+                continue
+        assert [m.name for m in selected(facts, setting)] == target_modules(model, setting)
+
+
+SPELLED = [
+    {"target_modules": ("q_proj", "mlp.down_proj")},
+    {"target_modules": r".*\.1\..*_proj"},
+    {"target_modules": "attention", "exclude_modules": ("k_proj", "model.layers.0.self_attn.q_proj")},
+    {"target_modules": "attention", "exclude_modules": r".*\.0\..*"},
+    {"target_modules": "all-linear", "layers": (1,)},
+    {"target_modules": ("lm_head", "q_proj", "embed_tokens")},
+    {"target_modules": ("q_proj",), "modules_to_save": ("lm_head", "embed_tokens")},
+    {"target_modules": ("q_proj",), "modules_to_save": ("mlp",)},
+    {"target_modules": ("lm_head", "q_proj"), "modules_to_save": ("lm_head",)},
+    {"target_modules": (), "modules_to_save": ("norm",)},
+    {"target_modules": "attention", "bias": "all"},
+    {"target_modules": "attention", "bias": "lora_only"},
+    {"target_modules": "attention", "bias": "all", "modules_to_save": ("self_attn",)},
+    {"rank_pattern": {"q_proj": 3, r"layers\.1\.mlp\..*": 5}},
+]
+
+
+@pytest.mark.parametrize("setting", SPELLED, ids=str)
+@pytest.mark.parametrize("case", ["llama biased", "qwen2", "gemma2", "qwen3 tied"])
+def test_names_patterns_and_whole_modules_count_as_on_the_real_model(case: str, setting: dict, tmp_path) -> None:
+    config, wanted = config_of(case), LoraConfig(r=2, **setting)
+    facts, model = read_model(write_config(tmp_path, config)), meta_model(config)
+    assert [m.name for m in selected(facts, wanted)] == target_modules(model, wanted)
+    inject(model, wanted)
+    assert trainable(facts, wanted) == trainable_parameters(model).trainable
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"target_modules": ("q_prj",)}, "q_prj.*did you mean 'q_proj'"),
+        ({"target_modules": "all_linear"}, "did you mean 'all-linear'"),
+        ({"target_modules": ("q_proj", "input_layernorm")}, "input_layernorm .*no linear layer"),
+        ({"target_modules": ("mlp",)}, "layers.0.mlp "),
+        ({"target_modules": r".*norm"}, "no linear layer"),
+        ({"layers": (0, 9)}, r"names \[9\].*indices from 0 to 1"),
+        ({"modules_to_save": ("lm_hed",)}, "did you mean 'lm_head'"),
+        ({"target_modules": "qv", "exclude_modules": ("q_proj", "v_proj")}, "selects no module of LlamaForCausalLM"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_as_on_the_real_model(setting: dict, says: str, tmp_path) -> None:
+    config, wanted = config_of("llama"), LoraConfig(**setting)
+    facts, model = read_model(write_config(tmp_path, config)), meta_model(config)
+    with pytest.raises((AdapterError, ConfigError), match=f"(?s){says}") as ours:
+        selected(facts, wanted)
+    with pytest.raises(UsageError) as theirs:
+        target_modules(model, wanted)
+    assert type(ours.value) is type(theirs.value)
+
+
+@pytest.mark.parametrize(("case", "target"), [("gpt2", "wpe"), ("opt", "embed_positions")])
+def test_position_embeddings_are_refused_by_name(case: str, target: str, tmp_path) -> None:
+    facts = read_model(write_config(tmp_path, config_of(case)))
+    with pytest.raises(AdapterError, match=rf"{target} \(position embeddings\)"):
+        selected(facts, LoraConfig(target_modules=(target,)))
+
+
+@pytest.mark.parametrize(
+    ("r", "preset", "count"),
+    [(16, "attention", 13_631_488), (8, "qv", 3_407_872), (16, "all-linear", 41_943_040), (64, "mlp", 113_246_208)],
+)
+def test_the_guides_llama_has_the_guides_count(r: int, preset: str, count: int, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_31_8B))
+    facts = read_model(tmp_path)
+    assert trainable(facts, LoraConfig(r=r, target_modules=preset)) == count
+    assert facts.parameters == 8_030_261_248
+    assert facts.parameters + 13_631_488 == 8_043_892_736
