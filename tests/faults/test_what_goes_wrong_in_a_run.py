@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.workbench import rows_of, tiny_folder, tiny_run, write_rows
+from tests.workbench import VOCABULARY, rows_of, tiny_folder, tiny_run, write_rows
 
+import lorawise
 from lorawise.base import files
 from lorawise.base.errors import (
     AdapterError,
@@ -22,6 +23,7 @@ from lorawise.base.errors import (
     DataError,
     DivergedError,
     Interrupted,
+    ModelError,
     PreflightError,
     RunError,
     StorageError,
@@ -285,6 +287,36 @@ def test_when_every_row_was_skipped_the_rows_and_reasons_are_told(tmp_path, base
     run = tiny_run(tmp_path, model=base, rows=rows, data__on_bad="skip", data__validation=None)
     with pytest.raises(DataError, match=r"rows\.jsonl:3: no trained token"):
         train(run, out=tmp_path / "run")
+
+
+def long_rows() -> list[dict]:
+    turns = [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "y" * 30}]
+    return [*rows_of(12), {"messages": [*turns, *turns]}]
+
+
+def test_rows_longer_than_a_table_of_positions_are_cut_there_and_told(tmp_path):
+    base = tiny_folder(tmp_path / "base", "gpt2")
+    listener = Listener()
+    run = tiny_run(tmp_path, model=base, rows=long_rows(), train__max_length=600, train__batch_tokens=600)
+    train(run.with_values({"data.validation": None}), out=tmp_path / "run", readers=[listener])
+    assert {"truncated", "positions"} <= set(listener.codes())
+
+
+def test_rows_longer_than_a_rotary_window_are_trained_and_told(tmp_path, base):
+    listener = Listener()
+    run = tiny_run(tmp_path, model=base, rows=long_rows(), train__max_length=600, train__batch_tokens=600)
+    train(run.with_values({"data.validation": None}), out=tmp_path / "run", readers=[listener])
+    assert "beyond-window" in listener.codes()
+    assert "truncated" not in listener.codes()
+
+
+def test_a_tokenizer_of_another_model_is_refused_by_its_ids(tmp_path):
+    base = tiny_folder(tmp_path / "base", vocab_size=VOCABULARY - 200, pad_token_id=0, eos_token_id=3)
+    with pytest.raises(ModelError, match=r"gives token \d+, and the model has embeddings for 60"):
+        train(tiny_run(tmp_path, model=base), out=tmp_path / "run")
+    loaded = lorawise.load(base)
+    with pytest.raises(ModelError, match="the model has embeddings for 60"):
+        loaded.generate("zzz")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

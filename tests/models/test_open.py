@@ -10,9 +10,11 @@ from tests.models.saved_models import VOCABULARY, save_tiny
 from tests.tiny import FAMILIES
 
 from lorawise.base.errors import ModelError, TensorFileError
+from lorawise.base.roles import role_of
 from lorawise.models import dtypes
 from lorawise.models import files as files_module
 from lorawise.models.open import ModelFiles, open_model, resolve_model
+from lorawise.models.window import positions_of
 
 IDS = torch.arange(3, 20)[None]
 
@@ -119,6 +121,39 @@ def test_an_adapter_given_as_a_base_is_told_apart(tmp_path: Path) -> None:
         resolve_model(tmp_path)
 
 
+def test_an_adapter_beside_a_base_is_not_put_into_it(tmp_path: Path) -> None:
+    """transformers would load it where PEFT is installed, and the base would not be the base."""
+    save_tiny(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="an adapter beside the base model"):
+        open_model(resolve_model(tmp_path))
+
+
+@pytest.mark.parametrize("content", [[], {"x": 3}, "model.safetensors"])
+def test_an_index_that_maps_nothing_is_refused(content: object, tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": content}))
+    with pytest.raises(ModelError, match="holds no weight_map"):
+        resolve_model(tmp_path)
+
+
+def test_a_head_for_other_classes_gives_way_to_a_fresh_one(llama: Path, tmp_path: Path) -> None:
+    open_model(resolve_model(llama), labels=["a", "b"], seed=3).save_pretrained(tmp_path)
+    model = open_model(resolve_model(tmp_path), labels=["x", "y", "z"], seed=1)
+    fresh = open_model(resolve_model(llama), labels=["x", "y", "z"], seed=1)
+    assert torch.equal(model.score.weight, fresh.score.weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_families_with_a_table_of_positions_are_known(family: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path, family)
+    tables = [name for name, _ in model.named_modules() if role_of(name) == "position"]
+    positions = positions_of(resolve_model(tmp_path).config)
+    assert (positions is not None) == bool(tables)
+    assert positions in (None, model.config.max_position_embeddings)
+
+
 @pytest.mark.parametrize("source", ["./nowhere", "~/nowhere/at/all", "a/b/c", "missing.gguf"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(source: str) -> None:
     with pytest.raises(ModelError, match="there is no model at"):
@@ -161,6 +196,11 @@ def test_an_unknown_embedded_model_names_the_known_one() -> None:
         ({"is_encoder_decoder": True}, "not a decoder"),
         ({"architectures": ["BertForMaskedLM"]}, "not a decoder"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with gptq"),
+        ({"quantization_config": "gptq"}, "quantised with gptq"),
+        ({"num_attention_heads": 0}, "cannot open a model of type 'llama'"),
+        ({"hidden_size": "wide"}, "cannot open a model of type 'llama'"),
+        ({"max_position_embeddings": None}, "cannot open a model of type 'llama'"),
+        ({"intermediate_size": 40}, r"down_proj.weight \(32, 48\) is \(32, 40\) there"),
         ({"model_type": "never_heard_of"}, "never_heard_of"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}, "code that comes with a model is never run"),
     ],

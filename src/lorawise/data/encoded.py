@@ -81,6 +81,10 @@ class EncodedSet:
         return sum(row.trained_tokens for row in self.rows)
 
     @cached_property
+    def highest_id(self) -> int:
+        return max((int(row.ids.max()) for row in self.rows if len(row)), default=0)
+
+    @cached_property
     def cut_rows(self) -> int:
         return sum(row.cut > 0 for row in self.rows)
 

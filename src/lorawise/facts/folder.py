@@ -60,8 +60,10 @@ def weight_map(index: Path) -> dict[str, str]:
     try:
         found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ModelError(f"{index} holds no weight_map", cure="fetch the model again") from None
-    return dict(found)
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError(f"{index} holds no weight_map", cure="fetch the model again")
+    return found
 
 
 def looks_like_path(text: str) -> bool:

@@ -99,7 +99,7 @@ def to_model_batch(batch: "MicroBatch", device: torch.device | str = "cpu") -> M
 
 
 def _filler(batch: "MicroBatch", device: torch.device) -> int:
-    tokens = batch.ids.shape[1]
+    tokens = int(batch.ids.shape[1])
     if device.type != "cpu" or batch.layout == "padded" or tokens < 8 * FILL:
         return 0
     return -tokens % FILL

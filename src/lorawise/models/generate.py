@@ -16,6 +16,7 @@ import torch
 
 from lorawise.base.errors import ModelError
 from lorawise.models.quiet import quiet_transformers
+from lorawise.models.window import require_known_tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -124,6 +125,7 @@ def _window(model: "PreTrainedModel") -> int:
 
 
 def _check(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> None:
+    require_known_tokens(model, max((max(prompt) for prompt in prompts if len(prompt)), default=0))
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ModelError(f"prompt {i} is empty", expected="at least one token to go on from")

@@ -68,13 +68,14 @@ def default_device() -> str:
 
 
 def _config(files: ModelFiles, labels: Sequence[str] | None) -> "PreTrainedConfig":
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     _refuse(files)
     try:
         with quiet_transformers():
             config: PreTrainedConfig = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as problem:
         kind = files.config["model_type"]
         own = " and the code that comes with a model is never run" if "auto_map" in files.config else ""
         raise ModelError(
@@ -97,8 +98,14 @@ def _config(files: ModelFiles, labels: Sequence[str] | None) -> "PreTrainedConfi
 def _refuse(files: ModelFiles) -> None:
     """Models that a decoder's adapter cannot mean, told apart from config.json alone."""
     config, names = files.config, files.config.get("architectures") or []
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if "vision_config" in config or "audio_config" in config:
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
+    if (files.folder / "adapter_config.json").is_file():
+        found, cure = (
+            "holds an adapter beside the base model, which transformers would put into it unasked",
+            "move adapter_config.json and adapter_model.safetensors into a folder of their own",
+        )
+    elif "vision_config" in config or "audio_config" in config:
         found, cure = (
             f"reads images or sound too ({', '.join(names) or config['model_type']})",
             "take a text-only model",
@@ -127,6 +134,7 @@ def _load(
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that they can be named below
                 output_loading_info=True,
             )
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
@@ -136,7 +144,17 @@ def _load(
             expected="a decoder that transformers has this head for",
             cure="" if labels is None else "open it without labels and train the labels as generated text",
         ) from problem
-    return model, set(info["missing_keys"])
+    wrong = {str(name): shapes for name, *shapes in info["mismatched_keys"]}
+    if labels is not None:
+        wrong.pop(f"{HEAD}.weight", None)  # the checkpoint's own head tells other classes apart
+    if wrong:
+        told = [f"{name} {tuple(held)} is {tuple(meant)} there" for name, (held, meant) in sorted(wrong.items())]
+        raise ModelError(
+            f"{files.source}: {len(wrong)} tensors have other shapes than config.json means: {', '.join(told[:3])}",
+            expected="weights and config.json of one model",
+            cure="fetch the model again",
+        )
+    return model, set(info["missing_keys"]) | {str(name) for name, *_ in info["mismatched_keys"]}
 
 
 def _dropouts(config: Mapping[str, Any]) -> dict[str, float]:

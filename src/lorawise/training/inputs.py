@@ -1,6 +1,6 @@
 """What a run learns from: rows read, parted and encoded for one model's tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -15,6 +15,7 @@ from lorawise.data.rows import RowSet, Source, class_labels
 from lorawise.data.split import split_validation
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.models.files import ModelFiles
+from lorawise.models.window import positions_of, window_of
 from lorawise.runfile import RunFile
 
 LISTED = 20  # skipped rows told when none is left
@@ -60,8 +61,9 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
     split = split_validation(rows, apart, run.train.seed)
     labels = _labels(run, rows)
     head = bool(labels) and data.labels_as == "head"
+    positions = positions_of(files.config) or run.train.max_length
     options = EncodeOptions(
-        max_length=run.train.max_length,
+        max_length=min(run.train.max_length, positions),
         train_on=data.train_on,
         classification="head" if head else "generated",
         labels=labels,
@@ -92,8 +94,27 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
             *(() if validation is None else validation.findings),
             *rows.problems,
             *train.problems,
+            *_beyond_window(train, run.train.max_length, files),
         ),
     )
+
+
+def _beyond_window(train: EncodedSet, max_length: int, files: ModelFiles) -> Iterator[Finding]:
+    window, positions = window_of(files.config), positions_of(files.config)
+    if positions is not None and max_length > positions and train.cut_rows:
+        yield Finding(
+            code="positions",
+            level="warning",
+            message=f"rows end at {positions:,} tokens, not at {max_length:,}: the model has no more positions",
+            cure="split longer rows, or take a model with a longer window",
+        )
+    elif window is not None and (longer := int((train.lengths > window).sum())):
+        yield Finding(
+            code="beyond-window",
+            level="warning",
+            message=f"{longer:,} rows are longer than the {window:,} tokens the model was made for",
+            cure=f"lower train.max_length to {window}, unless the model is meant to learn longer ones",
+        )
 
 
 def _today() -> date:

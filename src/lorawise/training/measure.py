@@ -14,6 +14,7 @@ from lorawise.data.encoder import EncodeOptions
 from lorawise.data.rows import RowSet, class_labels
 from lorawise.lora.injection import task_of
 from lorawise.models.load import Loaded
+from lorawise.models.window import positions_of, require_known_tokens
 from lorawise.report.events import Sample
 from lorawise.training.evaluate import accuracy_and_f1, answered, questions_of, score
 from lorawise.training.objective import objective_of
@@ -38,8 +39,10 @@ class Measured:
 def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> Iterator[Measured]:
     """The base first, then every adapter of `loaded`, on the same rows in the same batches."""
     head = task_of(loaded.model) == "SEQ_CLS"
-    options = _encoding(loaded, rows, head=head, max_length=max_length)
+    positions = positions_of(loaded.files.config) or max_length
+    options = _encoding(loaded, rows, head=head, max_length=min(max_length, positions))
     encoded = encode_rows(rows.rows, loaded.tokenizer, options)
+    require_known_tokens(loaded.model, encoded.highest_id)
     batches = eval_batches(
         encoded, BatchOptions(layout="padded", batch_tokens=TOKENS_AT_ONCE, pad_id=loaded.tokenizer.pad_id)
     )

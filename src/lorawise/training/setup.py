@@ -15,6 +15,7 @@ from lorawise.models.dtypes import choose_dtype
 from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
+from lorawise.models.window import require_known_tokens
 from lorawise.runfile import RunFile
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
 from lorawise.training.inputs import Inputs
@@ -52,6 +53,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
     run = run.with_values({"base.dtype": choose_dtype(files.folder, run.base.dtype, device).name})
     labels = inputs.labels if inputs.head else None
     model = open_model(files, dtype=run.base.dtype, device=device, labels=labels, seed=run.train.seed)
+    require_known_tokens(model, max(each.highest_id for each in (inputs.train, inputs.validation) if each is not None))
     layout, findings = _layout(run, model)
     run = _settled(run, model, inputs)
     options = _batch_options(run, inputs, packed=layout == PACKED)
