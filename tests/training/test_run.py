@@ -11,16 +11,15 @@ from tests.workbench import labelled_rows, rows_of, tiny_folder, tiny_run
 import lorawise
 from lorawise.base.errors import DataError
 from lorawise.base.findings import Finding
-from lorawise.data.encoder import EncodeOptions
 from lorawise.data.read import read_rows
-from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.injection import attach
 from lorawise.models.files import resolve_model
 from lorawise.models.open import open_model
 from lorawise.report.events import Evaluated, Event, Noted, PreflightDone, RunEnded, RunStarted, Saved, StepDone
 from lorawise.runfile import load_run_file
 from lorawise.store import load_adapter, read_provenance
-from lorawise.training.evaluate import accuracy_and_f1, exact_match
+from lorawise.training.evaluate import accuracy_and_f1
+from lorawise.training.measure import measure
 from lorawise.training.run import train
 
 
@@ -164,14 +163,11 @@ def test_exact_match_counts_answers_that_are_equal(tmp_path, base):
     run, _ = trained(
         tmp_path, model=base, train__steps=150, train__learning_rate=1e-2, train__eval_every=150, train__save_every=150
     )
-    files = resolve_model(str(base))
-    tokenizer = ChatTokenizer.open(files.folder)
-    rows = read_rows(tmp_path / "rows.jsonl").rows
-    model = open_model(files, dtype="float32")
-    assert exact_match(model, rows, tokenizer, max_new_tokens=12)[0] == 0
-    attach(model, {"it": load_adapter(run / "adapter")})
-    share, samples = exact_match(model, rows, tokenizer, EncodeOptions(max_length=96), max_new_tokens=12)
-    assert share == sum(sample.match for sample in samples) / len(samples) > 0.5
+    loaded = lorawise.load(base, {"it": run / "adapter"}, dtype="float32")
+    alone, adapted = measure(loaded, read_rows(tmp_path / "rows.jsonl"), answers=24, max_length=96)
+    assert alone.exact_match == 0
+    assert len(adapted.examples) == 24
+    assert adapted.exact_match == sum(sample.match for sample in adapted.examples) / 24 > 0.5
 
 
 def test_labels_asked_of_rows_without_any_are_refused(tmp_path, base):

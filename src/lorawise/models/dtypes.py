@@ -11,14 +11,12 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from lorawise.base.errors import ModelError, nearest
 from lorawise.facts.folder import tensor_headers
 
-DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _ON_DISK = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from lorawise.base.errors import DataError
 from lorawise.data.batches import MicroBatch
 from lorawise.data.encode import final_answer, prompt_and_answer
-from lorawise.data.encoder import EncodeOptions, Encoder
+from lorawise.data.encoder import EncodeOptions
 from lorawise.data.rows import Row
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.adapters import Adapters
@@ -154,27 +153,6 @@ def answered(model: PreTrainedModel, questions: Questions) -> tuple[Sample, ...]
             )
         )
     return tuple(samples)
-
-
-def exact_match(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    tokenizer: ChatTokenizer,
-    options: EncodeOptions | None = None,
-    *,
-    max_new_tokens: int = LONGEST_ANSWER,
-) -> tuple[float, tuple[Sample, ...]]:
-    """The share of rows that the model, with the adapters now in use (or the base alone), answers word for word."""
-    options = options or EncodeOptions()
-    encoder = Encoder(tokenizer, options)
-    ends = (encoder.terminator(row) for row in rows[:1] if row.kind != "text")
-    stops = tuple(dict.fromkeys((*tokenizer.stop_ids, *(end for end in ends if end is not None))))
-    window = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    questions = questions_of(rows, tokenizer, options, stops, window=window)
-    if questions is None:
-        raise DataError("no row has a prompt to answer", expected="messages or prompt/completion rows")
-    samples = answered(model, replace(questions, longest=min(questions.longest, max_new_tokens)))
-    return sum(sample.match for sample in samples) / len(samples), samples
 
 
 def accuracy_and_f1(truth: Sequence[int], predicted: Sequence[int]) -> tuple[float, float]:
