@@ -40,6 +40,8 @@ def test_every_command_of_the_readme_runs(at_home: Path, monkeypatch: pytest.Mon
     assert len(commands) >= 6
     monkeypatch.setattr("builtins.input", _end_of_input)
     for command in commands:
+        if command[1] == "check":  # a check that finds errors ends with 1: tests/checking/test_readme_section.py
+            continue
         arguments = [word.replace("MODEL", "base") for word in command[1:]]
         assert run([*arguments, "--json"] if "chat" not in arguments else arguments) == 0, command
 

@@ -10,17 +10,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lorawise import lora as lora
+    from lorawise.checking.checker import check as check
     from lorawise.lora.config import LoraConfig as LoraConfig
     from lorawise.models.load import load as load
     from lorawise.training.run import train as train
 
 _HOMES = {
     "LoraConfig": "lorawise.lora.config",
+    "check": "lorawise.checking.checker",
     "load": "lorawise.models.load",
     "train": "lorawise.training.run",
 }
 
-__all__ = ["LoraConfig", "__version__", "load", "lora", "train"]
+__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -17,6 +17,7 @@ import typer
 from lorawise import __version__
 from lorawise.base.errors import LorawiseError
 from lorawise.cli.chat import chat
+from lorawise.cli.check import check
 from lorawise.cli.demo import demo
 from lorawise.cli.eval import evaluate
 from lorawise.cli.outcome import Outcome
@@ -38,6 +39,7 @@ app.command("demo")(demo)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("chat")(chat)
+app.command("check")(check)
 
 
 @app.callback()

@@ -35,8 +35,7 @@ from lorawise.runfile.fields import (
     word,
 )
 
-# The rows of the guide's cheat sheet, and the two cases of its "When LoRA Is Not Enough".
-TASKS = ("chat", "style", "domain", "language", "multitask", "classification", "new-language", "new-behaviour")
+TASKS = ("chat", "style", "domain", "language", "multitask", "classification")  # the rows of the guide's cheat sheet
 FORMATS = ("auto", *ROW_FORMATS)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "nf4", "int8")
 MEMORY = ("auto", "speed", "balanced", "frugal", "offload")
@@ -263,7 +262,7 @@ class RunFile(_Settings):
 
     model: Place = Field(description="hub id, folder, or a .gguf file")
     data: DataSettings
-    task: Annotated[str, kind(word(*TASKS))] = Field("chat", description=f"{' | '.join(TASKS[:6])} | new-…")
+    task: Annotated[str, kind(word(*TASKS))] = Field("chat", description=" | ".join(TASKS))
     base: BaseSettings = Field(default_factory=BaseSettings)
     lora: LoraSettings = Field(default_factory=LoraSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
