@@ -16,7 +16,7 @@ import torch
 
 from lorawise.base.errors import ModelError
 from lorawise.models.quiet import quiet_transformers
-from lorawise.models.window import require_known_tokens
+from lorawise.models.window import require_known_tokens, window_of_model
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -65,7 +65,7 @@ def generate(
             torch.manual_seed(sampling.seed)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            room = _window(model) - len(prompts[batch[0]])
+            room = window_of_model(model) - len(prompts[batch[0]])
             settings = _settings(stop_ids, min(max_new_tokens, room), sampling)
             for i, answer in zip(batch, _batch(model, [prompts[i] for i in batch], settings), strict=True):
                 answers[i] = _until(answer, stop_ids)
@@ -120,18 +120,14 @@ def _until(answer: list[int], stop_ids: Collection[int]) -> list[int]:
     return answer[:end]
 
 
-def _window(model: "PreTrainedModel") -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-
-
 def _check(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> None:
     require_known_tokens(model, max((max(prompt) for prompt in prompts if len(prompt)), default=0))
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ModelError(f"prompt {i} is empty", expected="at least one token to go on from")
-        if len(prompt) >= _window(model):
+        if len(prompt) >= window_of_model(model):
             raise ModelError(
-                f"prompt {i} has {len(prompt):,} tokens, and the model's window is {_window(model):,}",
+                f"prompt {i} has {len(prompt):,} tokens, and the model's window is {window_of_model(model):,}",
                 cure="shorten it, or leave the row out",
             )
 

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 
 # Decoders that look positions up in a learned or fixed table; the others turn (rotary) or bias (ALiBi) them.
 TABLE = frozenset({"gpt2", "gpt_bigcode", "gpt_neo", "opt", "biogpt", "openai-gpt", "ctrl"})
+UNBOUNDED = 1 << 30
 _NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 def window_of(config: Mapping[str, Any]) -> int | None:
     """Tokens of one row the model was made for, by its config.json; None where that does not say."""
     return next((value for name in _NAMES if isinstance(value := config.get(name), int) and value > 0), None)
+
+
+def window_of_model(model: "PreTrainedModel") -> int:
+    """Tokens that a prompt and its answer may have together; without end where the config does not say."""
+    return int(getattr(model.config, "max_position_embeddings", None) or UNBOUNDED)
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from lorawise.data.encoder import EncodeOptions
 from lorawise.data.rows import RowSet, class_labels
 from lorawise.lora.injection import task_of
 from lorawise.models.load import Loaded
-from lorawise.models.window import positions_of, require_known_tokens
+from lorawise.models.window import positions_of, require_known_tokens, window_of_model
 from lorawise.report.events import Sample
 from lorawise.training.evaluate import accuracy_and_f1, answered, questions_of, score
 from lorawise.training.objective import objective_of
@@ -46,7 +46,7 @@ def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> I
     batches = eval_batches(
         encoded, BatchOptions(layout="padded", batch_tokens=TOKENS_AT_ONCE, pad_id=loaded.tokenizer.pad_id)
     )
-    window = getattr(loaded.model.config, "max_position_embeddings", None) or 1 << 30
+    window = window_of_model(loaded.model)
     asked = rows.rows[: 0 if head else answers]
     questions = questions_of(asked, loaded.tokenizer, options, encoded.stop_ids, window=window) if asked else None
     for name in (None, *loaded.adapters.names):

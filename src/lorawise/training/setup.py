@@ -15,7 +15,7 @@ from lorawise.models.dtypes import choose_dtype
 from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
-from lorawise.models.window import require_known_tokens
+from lorawise.models.window import require_known_tokens, window_of_model
 from lorawise.runfile import RunFile
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
 from lorawise.training.inputs import Inputs
@@ -184,5 +184,5 @@ def _questions(run: RunFile, model: PreTrainedModel, inputs: Inputs) -> Question
         inputs.tokenizer,
         inputs.options,
         inputs.train.stop_ids,
-        window=getattr(model.config, "max_position_embeddings", None) or 1 << 30,
+        window=window_of_model(model),
     )
