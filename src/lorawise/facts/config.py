@@ -16,7 +16,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "heads": ("num_attention_heads", "n_head", "num_heads"),
     "vocab_size": ("vocab_size",),
 }
-_MOST = 1 << 40  # no dimension of a model comes near; a larger number in a file is a mistake
+_MOST = 1 << 31  # no dimension of a model comes near; a larger number in a file is a mistake
+_MOST_LAYERS = 10_000  # layers, and heads of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,13 @@ class Config:
                 )
             return value
         return None
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        """A list of layer indices; empty when it is not set."""
+        value = self.get(key) or ()
+        if not isinstance(value, (list, tuple)) or not all(isinstance(n, int) for n in value):
+            raise ModelError(f"{self.where}: {key} is {value!r}", expected="a list of layer indices")
+        return tuple(value)
 
     def need(self, *keys: str) -> int:
         """As `number`, but it must be there."""
@@ -106,6 +114,13 @@ def read_dimensions(config: Config, *, intermediate: str, widening: int | None, 
         missing.append((intermediate,))
     if missing:
         raise config.lacks(missing)
+    for name in ("layers", "heads"):
+        if (count := found[name] or 0) > _MOST_LAYERS:
+            raise ModelError(
+                f"{config.where} says {count:,} {name}",
+                expected=f"at most {_MOST_LAYERS:,}",
+                cure="fetch the model again",
+            )
     sizes = {name: value for name, value in found.items() if value is not None}
     hidden, heads = sizes["hidden_size"], sizes["heads"]
     return Dimensions(

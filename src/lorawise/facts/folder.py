@@ -11,6 +11,8 @@ from typing import Any
 from lorawise.base.errors import ModelError
 from lorawise.base.safetensors import SafetensorsFile, TensorHeader
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
@@ -25,11 +27,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether safetensors are there, or are promised by an index."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a folder, in the order of their names; `ModelError` with the list of what is missing."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if not index.is_file():
         raise ModelError(
             f"{folder} holds no model.safetensors",

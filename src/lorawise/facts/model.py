@@ -13,9 +13,9 @@ head tied to the embedding is a module, and is counted once, with the embedding.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from lorawise.base.findings import Finding
 from lorawise.base.roles import Role, role_of
@@ -141,6 +141,10 @@ class ModelFacts:
     def heads(self) -> tuple[Matrix, ...]:
         """The output head (none in a model without one)."""
         return tuple(matrix for matrix in self.linear if matrix.role == "head" and matrix.layer is None)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
 
     def matrix(self, name: str) -> Matrix:
         """By its full name; KeyError when there is none."""

@@ -35,7 +35,7 @@ def _is_sparse(c: Config, at: str) -> bool:
     """Qwen's rule: every `decoder_sparse_step`-th layer has experts, but for those named in `mlp_only_layers`."""
     i = int(at.rpartition(".")[2])
     step = c.number("decoder_sparse_step") or 1
-    return i not in (c.get("mlp_only_layers") or ()) and (i + 1) % step == 0
+    return i not in c.numbers("mlp_only_layers") and (i + 1) % step == 0
 
 
 @family(
@@ -184,7 +184,7 @@ def gpt_oss(d: Dimensions, c: Config) -> Iterator[Part]:
 def deepseek(d: Dimensions, c: Config) -> Iterator[Part]:
     """The first `first_k_dense_replace` layers are dense; the rest have routed and shared experts."""
     experts, inner = c.need("n_routed_experts", "num_experts"), c.need("moe_intermediate_size")
-    dense, bias = c.get("first_k_dense_replace") or 0, c.flag("mlp_bias")
+    dense, bias = _dense_layers(c), c.flag("mlp_bias")
 
     def layer(at: str) -> Iterator[Part]:
         yield from _latent_attention(f"{at}.self_attn", d, c)
@@ -198,6 +198,10 @@ def deepseek(d: Dimensions, c: Config) -> Iterator[Part]:
         yield from norms(at, AROUND, d.hidden)
 
     return decoder(d, layer)
+
+
+def _dense_layers(c: Config) -> int:
+    return 0 if c.get("first_k_dense_replace") == 0 else c.number("first_k_dense_replace") or 0
 
 
 def _latent_attention(at: str, d: Dimensions, c: Config) -> Iterator[Part]:

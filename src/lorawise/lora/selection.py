@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from lorawise.base.errors import AdapterError, ConfigError, nearest
 from lorawise.base.patterns import full_match
 from lorawise.base.roles import ATTENTION_ROLES, role_of
-from lorawise.lora.config import LoraConfig
+from lorawise.lora.config import PRESETS, LoraConfig
 
 _ROLES = {"qv": frozenset({"q", "v", "qkv"}), "attention": ATTENTION_ROLES, "mlp": frozenset({"mlp"})}
-PRESETS = (*_ROLES, "all-linear")
 
 
 @dataclass(frozen=True, kw_only=True)

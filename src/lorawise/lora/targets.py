@@ -7,7 +7,6 @@ from torch import nn
 from lorawise.base.roles import role_of
 from lorawise.lora.bank import BankLayer, Conv1DBank, EmbeddingBank, LinearBank
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.selection import PRESETS as PRESETS
 from lorawise.lora.selection import ModuleNames, selected_names
 from lorawise.lora.wrapping import base_modules, unwrapped
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from lorawise.base.cache import cache_folder
 from lorawise.base.errors import ModelError
 from lorawise.base.files import MANIFEST, atomic_folder, sha256_file, storage_errors, sweep_partial
+from lorawise.facts.gguf import opened_dtype
 from lorawise.models.files import Progress, to_stderr
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 RULES = 1  # raised when a conversion would give other bytes, so that old folders are made again
-_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def converted_gguf(path: Path, *, progress: Progress = to_stderr) -> Path:
@@ -76,7 +76,7 @@ def _folder(digest: str) -> Path:
 
 def _convert(path: Path, digest: str, progress: Progress) -> Path:
     types, architecture = _read_types(path)
-    dtype = _target_dtype(types)
+    dtype = opened_dtype(types)
     progress(f"converting {path.name} ({_named(types)}) to {dtype} safetensors in the cache, once")
     with atomic_folder(_folder(digest), manifest=True) as scratch:
         _save_model(path, scratch, dtype, architecture)
@@ -105,14 +105,6 @@ def _read_types(path: Path) -> tuple[dict[str, int], str]:
 def _architecture(reader: "GGUFReader") -> str:
     field = reader.fields.get("general.architecture")
     return str(field.contents()) if field else "unknown"
-
-
-def _target_dtype(types: dict[str, int]) -> str:
-    """The plain type that holds every matrix of the file (see the module's table)."""
-    names = {_PLAIN.get(name, "bfloat16") for name in types}
-    if any(name not in _PLAIN for name in types) or names == {"bfloat16", "float16"}:
-        return "bfloat16"
-    return "float32" if "float32" in names else names.pop()
 
 
 def _save_model(path: Path, folder: Path, dtype: str, architecture: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorawise.base.errors import ModelError
+from lorawise.facts.kinds import quantised_with, refuse_other_kinds
 from lorawise.models.dtypes import choose_dtype
 from lorawise.models.files import ModelFiles as ModelFiles
 from lorawise.models.files import resolve_model as resolve_model
@@ -97,26 +98,19 @@ def _config(files: ModelFiles, labels: Sequence[str] | None) -> "PreTrainedConfi
 
 def _refuse(files: ModelFiles) -> None:
     """Models that a decoder's adapter cannot mean, told apart from config.json alone."""
-    config, names = files.config, files.config.get("architectures") or []
-    quantised = config.get("quantization_config")
-    method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
     if (files.folder / "adapter_config.json").is_file():
-        found, cure = (
-            "holds an adapter beside the base model, which transformers would put into it unasked",
-            "move adapter_config.json and adapter_model.safetensors into a folder of their own",
+        raise ModelError(
+            f"{files.source} holds an adapter beside the base model, which transformers would put into it unasked",
+            expected="a decoder language model in plain safetensors",
+            cure="move adapter_config.json and adapter_model.safetensors into a folder of their own",
         )
-    elif "vision_config" in config or "audio_config" in config:
-        found, cure = (
-            f"reads images or sound too ({', '.join(names) or config['model_type']})",
-            "take a text-only model",
+    refuse_other_kinds(files.config, files.source)
+    if method := quantised_with(files.config):
+        raise ModelError(
+            f"{files.source} is quantised with {method}",
+            expected="a decoder language model in plain safetensors",
+            cure="take the model's unquantised repository",
         )
-    elif config.get("is_encoder_decoder") or any("ForMaskedLM" in name for name in names):
-        found, cure = f"is not a decoder ({', '.join(names) or config['model_type']})", "take a causal language model"
-    elif method is not None:
-        found, cure = f"is quantised with {method}", "take the model's unquantised repository"
-    else:
-        return
-    raise ModelError(f"{files.source} {found}", expected="a decoder language model in plain safetensors", cure=cure)
 
 
 def _load(

@@ -1,0 +1,97 @@
+"""A hub id's facts without its weights: the copy in the hub's cache, or config and headers from the network.
+
+    HF_HUB_CACHE/models--org--name/refs/main → commit → snapshots/commit/config.json, …
+
+The headers of all shards are a few hundred kilobytes; `huggingface_hub` fetches them by byte ranges.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorawise.base.errors import ModelError
+from lorawise.facts.disk import Stored
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def cached_snapshot(name: str) -> Path | None:
+    """The newest snapshot of a hub id that this machine's cache holds a config.json of."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not _ID.fullmatch(name):
+        return None
+    folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    snapshot = folder / "snapshots" / Path(commit).name
+    return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def hub_headers(name: str) -> tuple[dict[str, Any], Mapping[str, Stored]]:
+    """(config, tensors by name) from the hub; no tensors when the repository has no safetensors. `ModelError` says why
+    it cannot be had, and what to do offline."""
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    with _told(name):
+        config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
+        try:
+            files = get_safetensors_metadata(name).files_metadata.values()
+        except (NotASafetensorsRepoError, SafetensorsParsingError):
+            return config, {}
+    return config, {
+        tensor: Stored(dtype=info.dtype, shape=tuple(info.shape))
+        for file in files
+        for tensor, info in file.tensors.items()
+    }
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """The hub's refusals as ours."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except HFValidationError as problem:
+        raise ModelError(f"'{name}' is neither a file, a folder nor a hub id", cure=str(problem)) from None
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} is gated, and this machine's hub account may not read it",
+            expected="its terms accepted on the model's page",
+            cure="accept them there, then `hf auth login`; or give a folder with its config.json",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"the model hub knows no '{name}' that this machine may read",
+            expected="organisation/name, a folder or a .gguf file",
+            cure="check the spelling; for a private model, `hf auth login`",
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as problem:
+        if isinstance(problem, EntryNotFoundError) and not isinstance(problem, LocalEntryNotFoundError):
+            raise ModelError(
+                f"{name} has no config.json on the hub", expected="a model that transformers can open"
+            ) from None
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ModelError(
+            f"the model hub cannot be reached for {name} ({reason}); it is neither in this machine's cache nor among "
+            "the models known by name",
+            expected="the hub, a cached snapshot (HF_HOME), or a well-known id such as meta-llama/Llama-3.1-8B",
+            cure="check the network, or give a folder with its config.json",
+        ) from None
+    except json.JSONDecodeError as problem:
+        raise ModelError(f"config.json of {name} on the hub is not JSON: {problem}") from None
