@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from lorawise.base.errors import AdapterError
@@ -22,6 +23,7 @@ from lorawise.lora.routing import Routing
 from lorawise.lora.wrapping import Wrapper, master_dtype, set_values, unwrapped
 
 Slot = tuple[Tensor, Tensor]  # A (r, in), B (out, r)
+_PLAIN_WEIGHTS = (nn.Parameter, FakeTensor)  # neither sharded nor quantised; fake ones have no values, and are traced
 
 
 class BankLayer(Wrapper):
@@ -274,7 +276,7 @@ def embedding_scale(base: nn.Embedding) -> Tensor | float | None:
 def _plain(base: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
     """Whether x's gradient through `base` is dy·W: frozen, unhooked, undistributed, no autocast."""
     return (
-        type(weight) is nn.Parameter
+        type(weight) in _PLAIN_WEIGHTS
         and not weight.requires_grad
         and (bias is None or not bias.requires_grad)
         and x.dtype == weight.dtype

@@ -10,7 +10,7 @@ A keyword that is set and not implemented is refused by name: swallowing one is 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lorawise.base.errors import ModelError
 from lorawise.models.causal_blocks import Rule, causal_attention
+from lorawise.models.kernels import kernel_device
 
 DOCUMENTS = "lorawise_documents"
 NO_MASK = (1, 1, 1, 1)
@@ -66,7 +67,7 @@ def document_attention(
         raise _refused(module, f"has attention dropout on ({dropout:g}); packed rows know none")
     if not causal:
         raise _refused(module, "attends in both directions")
-    if query.is_cuda and _fits_varlen(query, value, rule, s_aux):
+    if kernel_device(query) == "cuda" and _fits_varlen(query, value, rule, s_aux):
         assert max_length_q is not None
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, rule), None
     lengths = _lengths_of_a_row(cu_seq_lens_q, query.shape[0], query.shape[2])
@@ -81,7 +82,8 @@ def use_document_attention(model: PreTrainedModel) -> None:
 
 def document_call(position_ids: Tensor, lengths: Sequence[int], *, n: int) -> dict[str, Any]:
     """The keywords that tell a decoder where the documents of one row (1, T) start, for n rows of the same."""
-    offsets = torch.tensor((0, *tuple(lengths) * n), device=position_ids.device).cumsum(0, dtype=torch.int32)
+    ends = (0, *accumulate(tuple(lengths) * n))
+    offsets = torch.tensor(ends, dtype=torch.int32, device=position_ids.device)
     return {
         "position_ids": position_ids.repeat(n, 1),
         "attention_mask": torch.ones(NO_MASK, dtype=torch.bool, device=position_ids.device),

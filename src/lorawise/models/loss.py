@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lorawise.models.head import Head
+from lorawise.models.kernels import kernel_device
 
 CHUNK_BYTES = 48 * 2**20
 CHUNK_ROWS = 64  # fewer rows of logits than this, and reading the head's weights costs more than the products
@@ -100,7 +101,7 @@ def _losses(logits: Tensor, targets: Tensor, d_logits: Tensor | None, boost: flo
     rows, index = logits.view(n * c, vocabulary), targets.repeat(n).view(-1, 1)
     wide = wide_dtype(logits.dtype)
     losses = rows.new_empty(n * c, 1, dtype=wide)
-    some = max(1, CACHE_BYTES // (vocabulary * wide.itemsize)) if rows.device.type == "cpu" else n * c
+    some = max(1, CACHE_BYTES // (vocabulary * wide.itemsize)) if kernel_device(rows) == "cpu" else n * c
     for part in _parts(n * c, some):
         z = rows[part].to(wide)
         softmax = torch.softmax(z, -1)

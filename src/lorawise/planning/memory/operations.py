@@ -1,0 +1,330 @@
+"""What each operation of a decoder keeps for backward and takes on the way, in bytes. T tokens (of all slots), n slots.
+
+    operation            keeps                                  on the way back, beside what it keeps
+    frozen product       nothing                                dx; NF4: the whole matrix in 16 bits, twice
+    with our adapter     x, u = A·x, A and s·B in 16 bits       dx in place, du, dA, dB
+    with PEFT's          x in fp32, u in fp32                   dy, B's output and dx in fp32
+    RMS norm             x in fp32, 1/rms                       five fp32 copies of x
+    rotary embedding     nothing                                four copies of q
+    attention            q, k, v, out, logΣexp in fp32          dq, dk, dv, and flash attention's fp32 sums
+    gated product        both factors                           both gradients
+
+Each is the size of what torch's own forward and backward make, in the order they make it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from lorawise.planning.memory.tape import ROUNDING, Buffer, Edge, Gradients, Tape, Value
+
+Adapter = Literal["none", "fused", "added", "peft", "full"]
+Norm = Literal["rms", "centred", "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """compute: bytes a value of the matrices' products; slots: adapters side by side."""
+
+    tokens: int
+    rows: int
+    length: int
+    compute: int = 2
+    slots: int = 1
+    autocast: bool = False
+    dropout: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One linear layer. rank 0: frozen alone. packed4: held in NF4, so a product makes the matrix first."""
+
+    inner: int
+    outer: int
+    rank: int = 0
+    adapter: Adapter = "none"
+    packed4: bool = False
+    bias: bool = False
+
+
+def product(tape: Tape, n: Numbers, x: Value, p: Product, *, gradients: list[Buffer] | None = None) -> Value:
+    """y = W·x with its adapter. `gradients` collects what stays: parameters' gradients of the stock trainer."""
+    read = _as_computed(tape, n, x, p)
+    if p.packed4:
+        tape.brief(n.compute * p.inner * p.outer, p.inner * p.outer / 16, cause="dequantised weights")
+    y = Value(tape.buffer(n.tokens * p.outer * n.compute), needs=x.needs or p.adapter not in ("none",))
+    if p.adapter in ("fused", "added"):
+        return _ours(tape, n, x, read, y, p)
+    base = Value(y.buffer, needs=x.needs or p.adapter == "full")
+    kept = read.buffer if p.adapter == "full" else None
+    tape.node(base.edge, partial(_frozen_backward, tape, n, x.edge, x.buffer.size, p, kept, gradients))
+    if p.packed4 and x.buffer.size > read.buffer.size:
+        base = _widened(tape, base)
+    return _peft(tape, n, x, read, base, p, gradients) if p.adapter == "peft" else base
+
+
+def _as_computed(tape: Tape, n: Numbers, x: Value, p: Product) -> Value:
+    """x in the products' type: a copy where the hidden states are wider."""
+    size = n.tokens * p.inner * n.compute
+    return x if x.buffer.size <= size + ROUNDING else Value(tape.buffer(size), needs=x.needs)
+
+
+def _widened(tape: Tape, y: Value) -> Value:
+    """Back to fp32, as a 4-bit layer gives what it was given."""
+    narrow, edge = y.buffer.size, y.edge
+    wide = Value(tape.buffer(2 * narrow), needs=y.needs)
+    tape.node(wide.edge, lambda _: [(edge, tape.buffer(narrow))])
+    return wide
+
+
+def _input_gradient(tape: Tape, n: Numbers, x: Edge, size: int, p: Product) -> Gradients:
+    """dx in the products' type, then in x's own (`size` bytes)."""
+    if not x.needs:
+        return []
+    weight = tape.buffer(n.compute * p.inner * p.outer, "dequantised weights") if p.packed4 else None
+    dx = tape.buffer(n.tokens * p.inner * n.compute)
+    del weight
+    return [(x, dx if size <= dx.size else tape.buffer(size))]
+
+
+def _frozen_backward(
+    tape: Tape,
+    n: Numbers,
+    x: Edge,
+    size: int,
+    p: Product,
+    kept: Buffer | None,
+    gradients: list[Buffer] | None,
+    _: Buffer,
+) -> Gradients:
+    given = _input_gradient(tape, n, x, size, p)
+    if kept is not None and gradients is not None:
+        gradients.append(tape.buffer(n.compute * p.inner * p.outer, "gradients"))
+    return given
+
+
+def _ours(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product) -> Value:
+    """Added into the product's own output; over a 4-bit base the product has a gradient of its own beside."""
+    own = n.slots * p.rank
+    copies = tape.buffer(n.compute * own * (p.inner + p.outer), "adapters in 16 bits") if n.compute < 4 else None
+    u = tape.buffer(n.tokens * p.rank * n.compute)
+    kept = (read.buffer, copies, u)
+    out = Value(y.buffer, needs=True)
+    edge, size, below = x.edge, x.buffer.size, Edge(needs=x.needs)
+
+    def own_gradients() -> None:
+        du = tape.buffer(n.tokens * p.rank * n.compute)
+        tape.brief(n.compute * own * p.inner, 4 * own * p.inner)
+        tape.brief(n.compute * own * p.outer, 4 * own * p.outer)
+        del du
+
+    def fused(_: Buffer, kept: object = kept) -> Gradients:
+        given = _input_gradient(tape, n, edge, size, p)
+        own_gradients()
+        return given
+
+    def added(dy: Buffer, kept: object = kept) -> Gradients:
+        given = [(edge, tape.buffer(n.tokens * p.inner * n.compute))] if edge.needs else []
+        own_gradients()
+        return [(below, dy), *given]
+
+    if p.adapter == "fused":
+        tape.node(out.edge, fused)
+    else:
+        tape.node(below, partial(_frozen_backward, tape, n, edge, size, p, None, None))
+        tape.node(out.edge, added)
+    return out
+
+
+def _peft(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product, gradients: list[Buffer] | None) -> Value:
+    """PEFT's layer computes in the adapter's fp32, under autocast in 16 bits."""
+    T, low = n.tokens, n.compute if n.autocast else 4
+    wide = x.buffer if x.buffer.size >= 4 * T * p.inner else tape.buffer(4 * T * p.inner)
+    mask = tape.buffer(T * p.inner) if n.dropout and x.needs else None
+    if n.dropout:
+        wide = tape.buffer(4 * T * p.inner)
+    if n.autocast:
+        wide = tape.buffer(low * T * p.inner)
+    copies = tape.buffer(low * p.rank * (p.inner + p.outer), "adapters in 16 bits") if n.autocast else None
+    u = tape.buffer(low * T * p.rank)
+    tape.brief(low * T * p.outer, low * T * p.outer, low * T * p.outer)
+    out = Value(tape.buffer(y.buffer.size), needs=True)
+    edge, size, base, given_by_base = x.edge, x.buffer.size, y.edge, y.buffer.size
+    kept = (wide, mask, copies, u)
+    del wide, mask, copies, u
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        up = tape.buffer(low * T * p.outer)
+        scaled = tape.buffer(low * T * p.outer)
+        below = tape.buffer(given_by_base)
+        del up
+        if gradients is not None:
+            gradients.append(tape.buffer(4 * p.rank * (p.inner + p.outer), "gradients"))
+        du = tape.buffer(low * T * p.rank)
+        del scaled
+        given: list[tuple[Edge, Buffer]] = [(base, below)]
+        if edge.needs:
+            dx = tape.buffer(low * T * p.inner)
+            del du
+            given.append((edge, dx if dx.size == size else tape.buffer(size)))
+        return given
+
+    tape.node(out.edge, backward)
+    return out
+
+
+def norm(tape: Tape, x: Value, cells: int, groups: int, kind: Norm, *, trained: bool = False) -> Value:
+    """Of `cells` values in `groups` that are normed each by itself (tokens, or tokens × heads)."""
+    size, edge = x.buffer.size, x.edge
+    if kind == "layer":
+        kept: tuple[Buffer | None, ...] = (x.buffer, tape.buffer(8 * groups))
+        out = Value(tape.buffer(size), needs=x.needs or trained)
+        tape.node(out.edge, lambda _, kept=kept: [(edge, tape.buffer(size))])  # type: ignore[misc]
+        return out
+    wide = x.buffer if size >= 4 * cells else tape.buffer(4 * cells)
+    scale = (tape.buffer(4 * groups), tape.buffer(4 * cells) if kind == "centred" else None)
+    tape.brief(4 * cells, 4 * cells)
+    normed = tape.buffer(size) if trained else None
+    out = Value(tape.buffer(size), needs=x.needs or trained)
+
+    kept = (wide, scale, normed)
+    del wide, scale, normed
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        tape.brief(*[4 * cells] * 5)
+        return [(edge, tape.buffer(size))]
+
+    tape.node(out.edge, backward)
+    return out
+
+
+def rotary(tape: Tape, x: Value) -> Value:
+    """q or k turned by its position."""
+    size, edge = x.buffer.size, x.edge
+    tape.brief(size, size, size)
+    out = Value(tape.buffer(size), needs=x.needs)
+
+    def backward(_: Buffer) -> Gradients:
+        first = tape.buffer(size)
+        tape.brief(size, size, size / 2)
+        del first
+        return [(edge, tape.buffer(size))]
+
+    tape.node(out.edge, backward)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    heads: int
+    key_heads: int
+    head_dim: int
+    masked: bool = False
+
+
+def attention(tape: Tape, n: Numbers, q: Value, k: Value, v: Value, a: Attention) -> Value:
+    """Flash attention; under a mask memory-efficient attention, whose mask is a 16-bit square a row, kept a layer."""
+    edges = (q.edge, k.edge, v.edge)
+    fp32 = q.buffer.size >= 4 * n.tokens * a.heads * a.head_dim
+    if fp32 and n.autocast:
+        q, k, v = (_narrowed(tape, x) for x in (q, k, v))
+        edges = (q.edge, k.edge, v.edge)
+    elif fp32 and a.heads != a.key_heads:
+        return _plain_attention(tape, n, q, k, v, a)
+    wide, narrow = q.buffer.size, k.buffer.size
+    kept: list[Buffer] = [q.buffer, k.buffer, v.buffer]
+    if a.masked:
+        if a.heads != a.key_heads:
+            kept[1:] = [tape.buffer(wide), tape.buffer(wide)]
+        kept.append(tape.buffer(n.rows * n.length * -(-n.length // 16) * 16 * n.compute, "attention masks"))
+    kept.append(tape.buffer(4 * a.heads * n.tokens))
+    out = Value(tape.buffer(wide), needs=q.needs or k.needs or v.needs)
+    kept.append(out.buffer)
+
+    def backward(_: Buffer, kept: list[Buffer] = kept) -> Gradients:
+        made = [tape.buffer(wide), *(tape.buffer(wide if a.masked else narrow) for _ in range(2))]
+        if not a.masked:
+            padded = -(-a.head_dim // 32) * 32 if a.head_dim <= 128 else -(-a.head_dim // 64) * 64
+            shared = 2 * wide if a.heads != a.key_heads else 0
+            tape.brief(n.tokens * a.heads * (4 * padded + 4) + shared, cause="kernel workspace")
+        elif a.heads != a.key_heads:
+            made[1:] = [tape.buffer(narrow), tape.buffer(narrow)]
+        return list(zip(edges, made, strict=True))
+
+    tape.node(out.edge, backward)
+    return out
+
+
+def _narrowed(tape: Tape, x: Value) -> Value:
+    """fp32 to 16 bits, as autocast does before attention."""
+    size, edge = x.buffer.size, x.edge
+    y = Value(tape.buffer(size / 2), needs=x.needs)
+    tape.node(y.edge, lambda _: [(edge, tape.buffer(size))])
+    return y
+
+
+def copied(tape: Tape, x: Value) -> Value:
+    """The same values laid out anew: both are kept where both are read."""
+    size, edge = x.buffer.size, x.edge
+    y = Value(tape.buffer(size), needs=x.needs)
+    tape.node(y.edge, lambda _: [(edge, tape.buffer(size))])
+    return y
+
+
+def _plain_attention(tape: Tape, n: Numbers, q: Value, k: Value, v: Value, a: Attention) -> Value:
+    """fp32 with shared key heads: torch has no kernel, and makes every score (rows · heads · length²)."""
+    wide, narrow, edges = q.buffer.size, k.buffer.size, (q.edge, k.edge, v.edge)
+    scores = 4 * n.rows * a.heads * n.length**2
+    copies = [tape.buffer(wide) for _ in range(3)]
+    tape.brief(scores, scores)
+    weights = tape.buffer(scores)
+    out = Value(tape.buffer(wide), needs=q.needs or k.needs or v.needs)
+
+    kept = (copies, weights)
+    del copies, weights
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        tape.brief(scores, scores)
+        return [(edge, tape.buffer(size)) for edge, size in zip(edges, (wide, narrow, narrow), strict=True)]
+
+    tape.node(out.edge, backward)
+    return out
+
+
+def gated(tape: Tape, gate: Value, up: Value) -> Value:
+    """act(gate) · up."""
+    size = up.buffer.size
+    acted = activation(tape, gate)
+    out = Value(tape.buffer(size), needs=gate.needs or up.needs)
+    edges = (acted.edge, up.edge)
+
+    kept = (acted.buffer, up.buffer)
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        return [(edge, tape.buffer(size)) for edge in edges]
+
+    tape.node(out.edge, backward)
+    return out
+
+
+def relu(tape: Tape, x: Value) -> Value:
+    """Keeps what it gave, not what it got."""
+    size, edge = x.buffer.size, x.edge
+    out = Value(tape.buffer(size), needs=x.needs)
+    tape.node(out.edge, lambda _, kept=out.buffer: [(edge, tape.buffer(size))])  # type: ignore[misc]
+    return out
+
+
+def activation(tape: Tape, x: Value) -> Value:
+    size, edge = x.buffer.size, x.edge
+    out = Value(tape.buffer(size), needs=x.needs)
+    tape.node(out.edge, lambda _, kept=x.buffer: [(edge, tape.buffer(size))])  # type: ignore[misc]
+    return out
+
+
+def added(tape: Tape, x: Value, y: Value) -> Value:
+    """The residual sum; both sides take the same gradient."""
+    out = Value(tape.buffer(x.buffer.size), needs=x.needs or y.needs)
+    edges = (x.edge, y.edge)
+    tape.node(out.edge, lambda dy: [(edge, dy) for edge in edges])
+    return out

@@ -1,0 +1,105 @@
+"""The closed form against the trace, which runs the real step: over methods, trainers, modes, losses and families."""
+
+from typing import Any
+
+import pytest
+from tests.planning.shapes import config_of, facts_of
+
+from lorawise.lora.config import LoraConfig
+from lorawise.planning.memory import Stack, Workload, predict
+from lorawise.training.trace import trace
+
+LLAMA = ("llama", "LlamaForCausalLM")
+PACKED = Workload(tokens=3072, length=1024)
+PADDED = Workload(tokens=3072, rows=3, length=1024, packed=False)
+SMALL_BATCH = Workload(tokens=256, packed=False)
+ALL, QV = LoraConfig(r=16), LoraConfig(r=8, target_modules="qv")
+PREPARED = Stack(upcast=True, held_outputs=True, optimizer="paged-8bit")
+
+CASES: dict[str, dict[str, Any]] = {
+    "ours, every activation kept": {"workload": PACKED, "mode": "speed"},
+    "ours, every second layer": {"workload": PACKED, "mode": "balanced"},
+    "ours, none kept": {"workload": PACKED, "mode": "frugal"},
+    "ours, a few tokens": {"workload": Workload(tokens=64), "mode": "frugal"},
+    "ours, q and v of three slots": {"workload": PACKED, "config": QV, "slots": 3},
+    "ours, padded": {"workload": PADDED},
+    "ours, uneven rows": {"workload": Workload(tokens=3072, rows=3, length=1024, packed=False, filler=True)},
+    "ours, 4-bit": {"workload": PACKED, "method": "qlora", "mode": "frugal"},
+    "stock, every activation kept": {"workload": PADDED, "trainer": "hf"},
+    "stock, none kept, accumulated": {
+        "workload": Workload(tokens=3072, rows=3, length=1024, packed=False, accumulate=True),
+        "mode": "frugal",
+        "trainer": "hf",
+    },
+    "stock, dropout and an old loss": {
+        "workload": PADDED,
+        "trainer": "hf",
+        "config": QV,
+        "stack": Stack(dropout=0.1, shifted_loss=True),
+    },
+    "stock, autocast": {"workload": PADDED, "trainer": "hf", "stack": Stack(autocast=True)},
+    "stock, 4-bit, prepared": {"workload": PADDED, "method": "qlora", "trainer": "hf", "stack": PREPARED},
+    "stock, 4-bit, prepared, autocast": {
+        "workload": PADDED,
+        "method": "qlora",
+        "trainer": "hf",
+        "stack": Stack(upcast=True, autocast=True),
+    },
+    "full": {"workload": PADDED, "method": "full", "trainer": "hf", "config": None},
+    "full, a few tokens, foreach": {
+        "workload": SMALL_BATCH,
+        "method": "full",
+        "trainer": "hf",
+        "config": None,
+        "mode": "frugal",
+        "stack": Stack(optimizer="foreach"),
+    },
+}
+
+
+def errors(family: str, architecture: str, case: dict[str, Any], **own: Any) -> tuple[float, float]:
+    """Relative error of allocated and of reserved."""
+    settings = {"config": ALL, **case}
+    config = settings.pop("config")
+    model = config_of(family, **own)
+    predicted = predict(facts_of(model, architecture), config, **settings)
+    traced = trace(model, config, **settings).memory
+    return predicted.allocated / traced.allocated - 1, predicted.reserved / traced.reserved - 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_llama_is_within_one_percent_of_its_trace(name: str) -> None:
+    allocated, reserved = errors(*LLAMA, CASES[name])
+    assert abs(allocated) <= 0.01
+    assert abs(reserved) <= 0.10
+
+
+FAMILIES = {
+    "mistral": ("MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 64}),
+    "gemma3_text": ("Gemma3ForCausalLM", {"head_dim": 64}),
+    "phi3": ("Phi3ForCausalLM", {}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "granite": ("GraniteForCausalLM", {}),
+    "smollm3": ("SmolLM3ForCausalLM", {}),
+    "cohere": ("CohereForCausalLM", {}),
+}
+
+
+@pytest.mark.parametrize("trainer", ["lorawise", "hf"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_dense_families_are_within_one_percent_too(family: str, trainer: str) -> None:
+    architecture, own = FAMILIES[family]
+    allocated, _ = errors(family, architecture, {"workload": PADDED, "trainer": trainer}, **own)
+    assert abs(allocated) <= 0.01
+
+
+def test_what_the_middle_layers_keep_is_counted_without_a_walk() -> None:
+    """Twenty layers, of which the closed form walks eight."""
+    for mode in ("speed", "balanced", "frugal"):
+        allocated, reserved = errors(
+            *LLAMA, {"workload": PACKED, "mode": mode}, num_hidden_layers=20, intermediate_size=1024, vocab_size=500
+        )
+        assert abs(allocated) <= 0.01
+        assert abs(reserved) <= 0.10
