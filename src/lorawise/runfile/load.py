@@ -6,7 +6,7 @@ text ─ read_tree ─▶ plain data + lines ─ resolve_paths ─▶ + sets ─
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -49,11 +49,16 @@ OTHER_TOOLS = {  # what PEFT, TRL, Axolotl and others call it
 }
 
 
-def load_run_file(path: Path | str, sets: Sequence[str] = ()) -> tuple[RunFile, list[Finding]]:
+Unbuilt = Literal["refuse", "keep"]
+
+
+def load_run_file(
+    path: Path | str, sets: Sequence[str] = (), *, unbuilt: Unbuilt = "refuse"
+) -> tuple[RunFile, list[Finding]]:
     """The run file at `path` with `sets` over it, and what is worth knowing about it.
 
     ConfigError lists every problem with its line. Relative paths start at the file's folder, those in `sets` at the
-    folder of the call.
+    folder of the call. `unbuilt="keep"` takes what cannot be run yet too (`base.dtype: nf4`): it can be planned.
     """
     path = Path(path)
     try:
@@ -65,16 +70,19 @@ def load_run_file(path: Path | str, sets: Sequence[str] = ()) -> tuple[RunFile, 
     except OSError as problem:
         raise ConfigError(f"{path} cannot be read: {problem.strerror}", expected="a run file: YAML") from None
     tree = read_tree(text, str(path))
-    return _build(tree, resolve_paths(tree.values, path.absolute().parent), parse_sets(sets), origin=str(path))
+    values = resolve_paths(tree.values, path.absolute().parent)
+    return _build(tree, values, parse_sets(sets), origin=str(path), unbuilt=unbuilt)
 
 
-def make_run_file(values: Mapping[str, Any], sets: Sequence[str] = ()) -> tuple[RunFile, list[Finding]]:
+def make_run_file(
+    values: Mapping[str, Any], sets: Sequence[str] = (), *, unbuilt: Unbuilt = "refuse"
+) -> tuple[RunFile, list[Finding]]:
     """A run file from the call alone, nested as the file is: `{"model": …, "data": {"train": …}}`."""
-    return _build(Tree(values={}), resolve_paths(values, Path.cwd()), parse_sets(sets), origin="")
+    return _build(Tree(values={}), resolve_paths(values, Path.cwd()), parse_sets(sets), origin="", unbuilt=unbuilt)
 
 
 def _build(
-    tree: Tree, values: Mapping[str, Any], sets: Mapping[Key, Any], *, origin: str
+    tree: Tree, values: Mapping[str, Any], sets: Mapping[Key, Any], *, origin: str, unbuilt: Unbuilt
 ) -> tuple[RunFile, list[Finding]]:
     where = _Where(tree.lines, sets, origin)
     merged = apply_sets({key: value for key, value in values.items() if not _is_bare(key, value)}, sets, Path.cwd())
@@ -84,7 +92,8 @@ def _build(
         run = RunFile.model_validate(merged)
     except ValidationError as refused:
         problems += [where.tell(key, message) for key, message in _problems(refused, merged)]
-    problems += [where.tell(key, message) for key, message in not_built(merged)]
+    if unbuilt == "refuse":
+        problems += [where.tell(key, message) for key, message in not_built(merged)]
     if problems or run is None:
         lines = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
         head = "" if len(lines) == 1 else f"{len(lines)} problems\n  "

@@ -35,7 +35,8 @@ from lorawise.runfile.fields import (
     word,
 )
 
-TASKS = ("chat", "style", "domain", "language", "multitask", "classification")  # the rows of the guide's cheat sheet
+# The rows of the guide's cheat sheet, and the two cases of its "When LoRA Is Not Enough".
+TASKS = ("chat", "style", "domain", "language", "multitask", "classification", "new-language", "new-behaviour")
 FORMATS = ("auto", *ROW_FORMATS)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "nf4", "int8")
 MEMORY = ("auto", "speed", "balanced", "frugal", "offload")
@@ -262,7 +263,7 @@ class RunFile(_Settings):
 
     model: Place = Field(description="hub id, folder, or a .gguf file")
     data: DataSettings
-    task: Annotated[str, kind(word(*TASKS))] = Field("chat", description=" | ".join(TASKS))
+    task: Annotated[str, kind(word(*TASKS))] = Field("chat", description=f"{' | '.join(TASKS[:6])} | new-…")
     base: BaseSettings = Field(default_factory=BaseSettings)
     lora: LoraSettings = Field(default_factory=LoraSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
