@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import socket
 import struct
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,12 @@ import gguf
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +32,8 @@ from lorawise.base.safetensors import SafetensorsFile
 from lorawise.facts import hub, read_model
 from lorawise.facts.families import families
 from lorawise.facts.known import known_rows
+
+httpx: Any = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]  # httpx or its successor
 
 
 @pytest.mark.parametrize("row", known_rows(), ids=lambda row: row["ids"][0])
@@ -81,6 +92,7 @@ def test_the_hubs_headers_prove_the_shapes(tmp_path: Path, monkeypatch: pytest.M
     answer = SafetensorsRepoMetadata(metadata=None, sharded=False, weight_map={}, files_metadata=files)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(folder / file))
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name: answer)
+    monkeypatch.setattr(hub, "_require_connection", lambda name: None)
     facts = read_model("some/model")
     assert facts.exact
     assert facts.dtype == "bfloat16"
@@ -90,7 +102,7 @@ def test_the_hubs_headers_prove_the_shapes(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nobody/nothing", "hub cannot be reached for nobody/nothing.*well-known id.*cure"),
+        ("nobody/nothing", "hub cannot be reached for nobody/nothing .HF_HUB_OFFLINE is set.*well-known id.*cure"),
         ("what is this", "'what is this' is neither a file, a folder nor a hub id"),
         ("a/b/c", "there is no model at a/b/c"),
     ],
@@ -98,6 +110,48 @@ def test_the_hubs_headers_prove_the_shapes(tmp_path: Path, monkeypatch: pytest.M
 def test_an_id_that_cannot_be_had_says_why(name: str, says: str) -> None:
     with pytest.raises(ModelError, match=f"(?s){says}"):
         read_model(name)
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setattr(hub, "getproxies", dict)
+    begin = time.monotonic()
+    with pytest.raises(ModelError, match=r"(?s)cannot be reached for nobody/nothing \(http.*refused.*cure"):
+        read_model("nobody/nothing")
+    assert time.monotonic() - begin < hub.PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (GatedRepoError, "is gated.*hf auth login"),
+        (RepositoryNotFoundError, "the model hub knows no 'some/model'.*spelling"),
+        (RemoteEntryNotFoundError, "has no config.json on the hub"),
+        (HfHubHTTPError, "cannot be reached for some/model"),
+        (httpx.ConnectError, "cannot be reached for some/model"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_a_cure(
+    answer: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, file: str) -> str:
+        if answer is httpx.ConnectError:
+            raise answer("all connection attempts failed")
+        request = httpx.Request("HEAD", "https://hub.invalid")
+        raise answer("no", response=httpx.Response(403, request=request))  # type: ignore[call-arg]
+
+    cache_at(monkeypatch, tmp_path, "another/model")
+    monkeypatch.setattr(hub, "_require_connection", lambda name: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ModelError, match=f"(?s){says}"):
+        read_model("some/model")
 
 
 def test_an_id_never_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from lorawise.base.errors import AdapterError, ConfigError, UsageError
 from lorawise.facts import read_model, selected, trainable
 from lorawise.lora import inject, target_modules, trainable_parameters
 
+EXPERTS = ("mixtral", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v2 biased", "deepseek_v3")
 CASE_OF = {"gemma3": "gemma3_text"}
 LLAMA_31_8B = {
     "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4_096, "intermediate_size": 14_336,
@@ -32,6 +33,19 @@ def test_trainable_and_total_are_pefts_own_count(family: str, preset: str, tmp_p
             theirs = peft.get_peft_model(meta_model(config), peft.LoraConfig(r=r, task_type="CAUSAL_LM", **wanted))
         ours = trainable(facts, LoraConfig(r=r, target_modules=preset))
         assert (ours, facts.parameters + ours) == theirs.get_nb_trainable_parameters()
+
+
+@pytest.mark.parametrize("case", [case for case in SETTINGS if "moe" not in case and case not in EXPERTS])
+def test_all_linear_of_every_rule_is_pefts_own_count(case: str, tmp_path) -> None:
+    config = config_of(case)
+    facts = read_model(write_config(tmp_path, config))
+    with quiet_peft():
+        setting = peft.LoraConfig(
+            r=5, task_type="CAUSAL_LM", target_modules="all-linear", fan_in_fan_out="gpt2" in case
+        )
+        theirs = peft.get_peft_model(meta_model(config), setting)
+    ours = trainable(facts, LoraConfig(r=5))
+    assert (ours, facts.parameters + ours) == theirs.get_nb_trainable_parameters()
 
 
 @pytest.mark.parametrize("case", SETTINGS)

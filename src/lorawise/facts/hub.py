@@ -7,14 +7,18 @@ The headers of all shards are a few hundred kilobytes; `huggingface_hub` fetches
 
 import json
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from lorawise.base.errors import ModelError
 from lorawise.facts.disk import Stored
 
+PATIENCE = 5.0  # seconds for the hub's address to answer
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -39,6 +43,9 @@ def hub_headers(name: str) -> tuple[dict[str, Any], Mapping[str, Stored]]:
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
+    if not _ID.fullmatch(name):
+        raise ModelError(f"'{name}' is neither a file, a folder nor a hub id", expected="organisation/name")
+    _require_connection(name)
     with _told(name):
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
         try:
@@ -52,18 +59,43 @@ def hub_headers(name: str) -> tuple[dict[str, Any], Mapping[str, Stored]]:
     }
 
 
+def _require_connection(name: str) -> None:
+    """`ModelError` at once when the hub's address does not answer: huggingface_hub itself retries for half a minute."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        raise _unreachable(name, "HF_HUB_OFFLINE is set")
+    if getproxies():
+        return
+    address = urlsplit(ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
+    except OSError as problem:
+        raise _unreachable(name, f"{ENDPOINT}: {problem.strerror or problem}") from None
+
+
+def _unreachable(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"the model hub cannot be reached for {name} ({why}), and no copy of it is in this machine's cache",
+        expected="the hub, a cached snapshot (HF_HOME), or a well-known id such as meta-llama/Llama-3.1-8B",
+        cure="check the network, or give a folder that holds its config.json",
+    )
+
+
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """The hub's refusals as ours."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
+
+    # The base of all errors of the HTTP library that huggingface_hub was built on.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # isort: skip
 
     try:
         yield
@@ -81,17 +113,11 @@ def _told(name: str) -> Iterator[None]:
             expected="organisation/name, a folder or a .gguf file",
             cure="check the spelling; for a private model, `hf auth login`",
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as problem:
-        if isinstance(problem, EntryNotFoundError) and not isinstance(problem, LocalEntryNotFoundError):
-            raise ModelError(
-                f"{name} has no config.json on the hub", expected="a model that transformers can open"
-            ) from None
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise ModelError(
-            f"the model hub cannot be reached for {name} ({reason}); it is neither in this machine's cache nor among "
-            "the models known by name",
-            expected="the hub, a cached snapshot (HF_HOME), or a well-known id such as meta-llama/Llama-3.1-8B",
-            cure="check the network, or give a folder with its config.json",
-        ) from None
+    except LocalEntryNotFoundError:
+        raise _unreachable(name, "no connection") from None
+    except EntryNotFoundError:
+        raise ModelError(f"{name} has no config.json on the hub", expected="a model of transformers") from None
+    except (HTTPError, OSError) as problem:
+        raise _unreachable(name, (str(problem).splitlines() or [type(problem).__name__])[0]) from None
     except json.JSONDecodeError as problem:
         raise ModelError(f"config.json of {name} on the hub is not JSON: {problem}") from None
