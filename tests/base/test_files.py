@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorawise.base.errors import StorageError
-from lorawise.base.files import atomic_folder, sweep_partial, verify_folder, write_text
+from lorawise.base.files import atomic_folder, storage_errors, sweep_partial, verify_folder, write_text
 
 
 def test_a_folder_appears_whole_with_its_manifest(tmp_path: Path) -> None:
@@ -77,3 +77,22 @@ def test_a_disk_that_refuses_is_a_storage_error_and_the_old_file_stays(
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_file_the_manifest_does_not_vouch_for_is_found_but_not_what_a_desktop_leaves(tmp_path: Path) -> None:
+    target = tmp_path / "step-1"
+    with atomic_folder(target, manifest=True) as scratch:
+        (scratch / "weights").write_bytes(b"0123456789")
+    (target / ".DS_Store").write_bytes(b"")
+    assert verify_folder(target) == []
+    (target / "manifest.json").write_text("{}")
+    assert verify_folder(target) == ["step-1/weights is not in the manifest"]
+
+
+@pytest.mark.parametrize("place", ["a file/run", "x" * 300, "dangling", "/proc/none/here"])
+def test_a_place_where_nothing_can_be_written_is_told_with_the_cure(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
+    with pytest.raises(StorageError, match="cannot write") as caught, storage_errors(tmp_path / place):
+        (tmp_path / place).mkdir()
+    assert "-o" in caught.value.cure

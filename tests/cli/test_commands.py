@@ -95,3 +95,14 @@ def test_chat_under_json_ends_with_the_conversation(
     assert run(["chat", str(home / "base"), "--max-tokens", "3", "--json"]) == 0
     (turn,) = json.loads(capsys.readouterr().out)["turns"]
     assert (turn["voice"], turn["user"]) == ("base", "paint red")
+
+
+@pytest.mark.parametrize("how", ["bytes that are no text", "closed"])
+def test_chat_survives_a_stdin_that_is_no_text_or_closed(
+    how: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"hi \xff\xfe\n"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", None if how == "closed" else stdin)
+    assert run(["chat", str(home / "base"), "--max-tokens", "3", "--json"]) == 0
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert [turn["user"] for turn in turns] == ([] if how == "closed" else ["hi ??"])

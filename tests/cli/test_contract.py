@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lorawise.base.errors import DivergedError, Interrupted, LorawiseError
+from lorawise.base.cache import cache_folder
+from lorawise.base.errors import ConfigError, DivergedError, Interrupted, LorawiseError
 from lorawise.base.findings import Finding
 from lorawise.cli.app import run
 from lorawise.report.events import Reader
@@ -189,6 +190,7 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_only_when_asked(
         (["train", "first.yaml", "--set", "lora.rnk=3"], "unknown key lora.rnk"),
         (["eval", "m", "d", "--answers", "-1"], "--answers"),
         (["chat", "m", "--adapter", "dir"], "NAME=DIR"),
+        (["chat", "m", "--adapter", "base=dir"], "the model without adapters"),
     ],
 )
 def test_a_wrong_call_exits_2_and_is_told_in_either_form(
@@ -259,3 +261,38 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
 def test_the_version_is_told(capsys: Capture) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("lorawise 0.")
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code"),
+    [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 1)],
+)
+def test_closed_and_full_streams_give_no_traceback(redirect: str, code: int, tmp_path: Path) -> None:
+    if "full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    command = f"{sys.executable} -m lorawise --version {redirect}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--json", "--dry-run"])
+def test_a_terminal_that_knows_ascii_alone_gets_escapes(flag: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorawise", "train", "nöpe.yaml", flag],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    if flag == "--json":
+        assert json.loads(done.stdout.decode("ascii"))["error"]["found"] == "there is no run file nöpe.yaml"
+    else:
+        assert rb"n\xf6pe.yaml" in done.stderr
+
+
+def test_a_cache_in_nobodys_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAWISE_CACHE", "~nobody-of-that-name")
+    with pytest.raises(ConfigError, match="LORAWISE_CACHE"):
+        cache_folder()

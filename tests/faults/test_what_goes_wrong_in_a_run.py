@@ -32,6 +32,7 @@ from lorawise.base.errors import (
 from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
 from lorawise.store import load_adapter
 from lorawise.training import memory
+from lorawise.training.folder import RunFolder
 from lorawise.training.run import train
 
 
@@ -186,6 +187,64 @@ def test_a_checkpoint_torn_at_any_file_is_passed_over_for_the_one_before(name, h
     assert result.steps == 8
     assert "torn-checkpoint" in listener.codes()
     assert next(event.step for event in listener.events if isinstance(event, StepDone)) == 5
+
+
+def resigned(checkpoint: Path) -> None:
+    """Make the manifest vouch for what the files hold now."""
+    manifest = checkpoint / "manifest.json"
+    names = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({name: files.sha256_file(checkpoint / name) for name in names}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"another version's": 1}, {"evaluations": None}, {"step": 7}, {"ended": "so"}], ids=str
+)
+def test_progress_that_this_version_did_not_write_is_passed_over(change, stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    path = again / "checkpoints" / "step-000005" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    resigned(path.parent)
+    listener = Listener()
+    assert train(run, out=again, resume=True, readers=[listener]).steps == 8
+    assert "torn-checkpoint" in listener.codes()
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"counts": 1}'])
+def test_counters_that_this_version_did_not_write_are_named(content, stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    path = again / "checkpoints" / "step-000005" / "optimizer.json"
+    path.write_text(content)
+    resigned(path.parent)
+    with pytest.raises(StorageError, match=r"optimizer\.json") as met:
+        train(run, out=again, resume=True)
+    assert "remove that checkpoint" in met.value.cure
+
+
+@pytest.mark.parametrize("content", ['{"findings": 5, "started": []}', '{"findings": [1, {"x": 2}]}', "[]", "{"])
+def test_facts_that_were_tampered_with_do_not_stop_a_resume(content, stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    (again / "facts.json").write_text(content)
+    assert train(run, out=again, resume=True).steps == 8
+    assert (again / "report.html").is_file()
+
+
+def test_a_resume_with_other_threads_says_that_bits_may_differ(stopped, tmp_path):
+    run, folder = stopped
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    torch.set_num_threads(2)
+    try:
+        result = train(run, out=again, resume=True)
+    finally:
+        torch.set_num_threads(1)
+    (found,) = [each for each in result.findings if each.code == "other-threads"]
+    assert "OMP_NUM_THREADS=1" in found.cure
 
 
 def test_with_every_checkpoint_torn_the_run_starts_from_the_first_step_and_says_so(stopped, tmp_path):
@@ -397,6 +456,15 @@ def test_a_resume_over_other_data_or_another_base_names_which(stopped, tmp_path)
         (checkpoint / "manifest.json").write_text(json.dumps(digests))
     with pytest.raises(ConfigError, match="the base model changed"):
         train(run, out=again, resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, base):
+    run = tiny_run(tmp_path, model=base)
+    with RunFolder(path=tmp_path / "run").held():
+        (tmp_path / "run" / "run.yaml").write_text(run.to_yaml())
+        with pytest.raises(UsageError, match="another process"):
+            train(run, out=tmp_path / "run", resume=True)
+    assert train(run, out=tmp_path / "run", resume=True).steps == 8
 
 
 def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path, base):

@@ -1,9 +1,11 @@
 """The readers of a run's stream: metrics, facts, console, trackers."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -259,3 +261,15 @@ def test_an_unknown_tracker_is_answered_with_the_nearest(tmp_path: Path) -> None
 
 def test_the_evil_text_of_these_tests_is_in_the_pretended_run() -> None:
     assert any(EVIL in piece.text for piece in preflight().row)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_reader_that_left_does_not_end_the_run(terminal: bool, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with contextlib.suppress(OSError), open(writing, "w", encoding="utf-8") as out:
+        reader = ConsoleReader(Console(file=out, force_terminal=terminal, width=80))
+        for event in whole_run(tmp_path, steps=20):
+            reader(event)
+        reader.close()
+        assert reader.console.file is not out

@@ -358,3 +358,8 @@ def test_a_section_whose_lines_are_all_commented_out_means_its_defaults(tmp_path
 def test_a_misspelt_key_of_a_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
     found = refusal(tmp_path, "model: a/b\ndata:\n  train:\n    - {path: a/c, wieght: 2}\n")
     assert "run.yaml:4: unknown key data.train.0.wieght; did you mean 'weight'?" in found
+
+
+def test_a_set_value_cannot_bring_a_second_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="more than one value"):
+        load_run_file(minimal(tmp_path), ["lora.r=8\nmodel: other"])

@@ -7,7 +7,7 @@ import pytest
 from lorawise.training.signals import stop_on_signal
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_the_second_ends(number):
     before = signal.getsignal(number)
     with stop_on_signal() as request:
@@ -30,3 +30,13 @@ def test_a_thread_may_train_too():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_under_nohup_a_lost_connection_changes_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lorawise.base.errors import StorageError
@@ -94,7 +94,13 @@ def verify_folder(folder: Path) -> list[str]:
             problems.append(f"{folder.name}/{name} is missing")
         elif sha256_file(path) != digest:
             problems.append(f"{folder.name}/{name} does not match its sha256")
-    return problems
+    strange = [name for name in _files(folder) if not _vouched(name, digests)]
+    return problems + [f"{folder.name}/{name} is not in the manifest" for name in strange]
+
+
+def _vouched(name: str, digests: Mapping[str, object]) -> bool:
+    """What a desktop or a network drive left beside the files (`.DS_Store`, `.nfs…`) needs no digest."""
+    return name in digests or name == MANIFEST or Path(name).name.startswith(".")
 
 
 def sweep_partial(parent: Path) -> None:
@@ -120,6 +126,10 @@ def storage_errors(path: Path) -> Iterator[None]:
                 found, cure = f"no space left while writing {path}", "free space, or choose another folder with -o"
             case errno.EROFS | errno.EACCES | errno.EPERM:
                 found, cure = f"may not write {path}: {problem.strerror}", "choose a writable folder with -o"
+            case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST | errno.ENAMETOOLONG | errno.ELOOP:
+                found, cure = f"cannot write {path}: {problem.strerror}", "choose another folder with -o"
+            case errno.EIO:
+                found, cure = f"the disk failed while writing {path}: {problem.strerror}", "look at the disk"
             case _:
                 raise
         raise StorageError(found, cure=cure) from problem

@@ -5,6 +5,7 @@ holds one document and nothing else: what a library prints while the command wor
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ def lorawise() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Nothing escapes but what ends the interpreter itself."""
     arguments = arguments or ["--help"]
+    _make_streams_safe()
     as_json = "--json" in arguments
     try:
         if (told := _of_the_whole(arguments[0])) is not None:
@@ -60,15 +62,34 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         outcome = _work(arguments, quiet_stdout=as_json)
         if as_json and (outcome.document or outcome.exit_code):
-            print(json.dumps(outcome.document, allow_nan=False, ensure_ascii=False))
+            print(json.dumps(outcome.document, allow_nan=False, ensure_ascii=not _speaks_utf8(sys.stdout)))
         else:
             _say(outcome.table, sys.stdout)
-            _say(outcome.prose, sys.stderr)
+            with contextlib.suppress(OSError):
+                _say(outcome.prose, sys.stderr)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as problem:  # stdout: its reader has left, or the disk it goes to is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(problem, BrokenPipeError):
+            with contextlib.suppress(OSError):
+                _say(f"error: stdout cannot be written: {problem.strerror}", sys.stderr)
         return 1
     return outcome.exit_code
+
+
+def _make_streams_safe() -> None:
+    """A closed stdout or stderr (`>&-`; Python has None there) swallows what is printed; letters that the terminal's
+    encoding lacks are printed as escapes."""
+    streams: dict[str, TextIO | None] = {"stdout": sys.stdout, "stderr": sys.stderr}
+    for name, stream in streams.items():
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper) and not _speaks_utf8(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _speaks_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
 
 
 def _of_the_whole(option: str) -> str | None:

@@ -15,6 +15,7 @@ from lorawise.cli.outcome import Json, Outcome, Template
 if TYPE_CHECKING:
     from lorawise.models.load import Loaded
 
+BASE = "base"
 COMMANDS = {
     "/use": "NAME        answer with this adapter",
     "/base": "            answer as the base alone",
@@ -70,6 +71,8 @@ def adapters_of(named: list[str]) -> dict[str, str]:
         name, equals, folder = entry.partition("=")
         if not equals or not name or not folder or name in found:
             raise UsageError(f"--adapter {entry}", expected="NAME=DIR, each name once")
+        if name == BASE:
+            raise UsageError(f"--adapter {entry}: '{BASE}' is the model without adapters", cure="choose another name")
         found[name] = folder
     return found
 
@@ -77,8 +80,10 @@ def adapters_of(named: list[str]) -> dict[str, str]:
 def _ask(voice: str) -> str | None:
     try:
         typer.echo(f"{voice}> ", nl=False, err=True)
-        return input()
-    except EOFError:
+        return input().encode("utf-8", "replace").decode()  # bytes that are no text came as half characters
+    except UnicodeDecodeError:
+        return ""
+    except (EOFError, RuntimeError):  # RuntimeError: stdin was closed by the caller
         return None
 
 
@@ -93,7 +98,7 @@ class Talk:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.voice = self.voice or next(iter(self.loaded.adapters.names), "base")
+        self.voice = self.voice or next(iter(self.loaded.adapters.names), BASE)
 
     def hear(self, line: str) -> str | None:
         """The answer to a line or the echo of a command; None to leave."""
@@ -135,7 +140,7 @@ class Talk:
 
     def _base(self, _: str) -> str:
         self.loaded.use(None)
-        self.voice = "base"
+        self.voice = BASE
         return "(the base alone answers)"
 
     def _scale(self, text: str) -> str:

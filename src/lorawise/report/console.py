@@ -4,6 +4,8 @@ On a terminal one live line is redrawn; elsewhere (a log file, CI) plain lines c
 never read as markup and its control characters are shown, not obeyed.
 """
 
+import os
+
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -29,7 +31,7 @@ LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 class ConsoleReader:
-    """Shows every event on `console`, which is stderr unless given."""
+    """Shows every event on `console`, which is stderr unless given. Nobody left to read it does not end the run."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -37,6 +39,13 @@ class ConsoleReader:
         self._progress: _LiveLine | _PlainLines | None = None
 
     def __call__(self, event: Event) -> None:
+        try:
+            self._show(event)
+        except OSError:  # a pipe whose reader left, a terminal that is gone, a full disk
+            self.console = Console(file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
+            self._progress = None
+
+    def _show(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._say(_started(event))

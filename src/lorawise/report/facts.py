@@ -51,6 +51,15 @@ def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a run; empty when it left none that can be read."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    if not isinstance(facts, dict):
+        return {}
+    tables = {name: facts[name] for name in ("started", "preflight", "ended") if isinstance(facts.get(name), dict)}
+    findings = facts.get("findings")
+    whole = [each for each in findings if _is_finding(each)] if isinstance(findings, list) else []
+    return tables | {"findings": whole}
+
+
+def _is_finding(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("step"), int) and {"code", "message"} <= value.keys()

@@ -53,7 +53,10 @@ def read_tree(text: str, origin: str) -> Tree:
 
 def read_value(text: str) -> Any:
     """One value as YAML has it (`32`, `true`, `[q_proj, v_proj]`), for `--set`."""
-    return read_tree(f"value: {text}", f"--set value {text!r}").values.get("value")
+    values = read_tree(f"value: {text}", f"--set value {text!r}").values
+    if values.keys() != {"value"}:
+        raise ConfigError(f"--set value {text!r} holds more than one value", cure="one --set for each key")
+    return values["value"]
 
 
 class _Builder:

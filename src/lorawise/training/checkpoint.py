@@ -28,7 +28,7 @@ from lorawise.training.state import Progress
 
 TENSORS = ("parameter", "exp_avg", "exp_avg_sq")
 FILES = (*(f"{word}.safetensors" for word in TENSORS), "progress.json", "optimizer.json", "identity.json")
-_NAME = re.compile(r"step-(\d{6,})")
+_FOLDER = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def save_checkpoint(
     parent: Path, progress: Progress, optimizer: BankAdamW, identity: Mapping[str, str], *, keep: int
 ) -> Path:
     """Write `step-…` under `parent`, and only then remove all but the newest `keep` up to this step."""
-    target = parent / f"step-{progress.step:06d}"
+    target = parent / _name(progress.step)
     tensors = optimizer.tensors()
     with atomic_folder(target, manifest=True) as scratch:
         for word in TENSORS:
@@ -73,8 +73,11 @@ def newest_checkpoint(parent: Path) -> tuple[Checkpoint | None, list[Finding]]:
     for _, folder in sorted(_steps(parent), reverse=True):
         problems = [f"{folder.name}/{name} is missing" for name in FILES if not (folder / name).is_file()]
         problems = problems or verify_folder(folder)
-        if not problems:
-            return _opened(folder), findings
+        try:
+            if not problems:
+                return _opened(folder), findings
+        except StorageError as problem:
+            problems = [problem.found]
         findings.append(
             Finding(
                 code="torn-checkpoint",
@@ -94,27 +97,45 @@ def restore(checkpoint: Checkpoint, optimizer: BankAdamW) -> None:
         tensors = load_file(checkpoint.folder / f"{word}.safetensors")
         saved |= {f"{word}.{name}": tensor for name, tensor in tensors.items()}
     optimizer.load_tensors(saved)
-    optimizer.load_counters(_json(checkpoint.folder / "optimizer.json"))
+    try:
+        optimizer.load_counters(_json(checkpoint.folder / "optimizer.json"))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise _foreign(checkpoint.folder / "optimizer.json", problem) from problem
 
 
 def _opened(folder: Path) -> Checkpoint:
-    return Checkpoint(
-        folder=folder,
-        progress=Progress.from_json(_json(folder / "progress.json")),
-        identity=_json(folder / "identity.json"),
-    )
+    try:
+        progress = Progress.from_json(_json(folder / "progress.json"))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise _foreign(folder / "progress.json", problem) from problem
+    if folder.name != _name(progress.step):
+        raise StorageError(f"{folder}/progress.json is of step {progress.step}", cure=_CURE)
+    return Checkpoint(folder=folder, progress=progress, identity=_json(folder / "identity.json"))
+
+
+_CURE = "remove that checkpoint and resume"
+
+
+def _foreign(path: Path, problem: Exception) -> StorageError:
+    return StorageError(f"{path} is not as this version writes it ({type(problem).__name__}: {problem})", cure=_CURE)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise StorageError(f"{path} cannot be read: {problem}", cure="remove that checkpoint and resume") from problem
+        raise StorageError(f"{path} cannot be read: {problem}", cure=_CURE) from problem
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} holds no object", cure=_CURE)
     return value
 
 
 def _steps(parent: Path) -> list[tuple[int, Path]]:
-    names = ((_NAME.fullmatch(path.name), path) for path in parent.iterdir())
+    names = ((_FOLDER.fullmatch(path.name), path) for path in parent.iterdir())
     return [(int(match[1]), path) for match, path in names if match]
 
 

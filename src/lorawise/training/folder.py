@@ -3,16 +3,20 @@
 run.yaml   metrics.jsonl   facts.json   report.html   adapter/   checkpoints/
 """
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lorawise.base.errors import ConfigError, UsageError
 from lorawise.base.files import digest_text, storage_errors, sweep_partial, write_text
 from lorawise.runfile import RunFile, load_run_file
 
+LOCK_NAME = ".lock"
 MAY_CHANGE = frozenset({"train.keep_checkpoints", "train.save_every", "train.trackers"})  # none of them trains
 
 
@@ -38,9 +42,11 @@ class RunFolder:
 
     def require_usable(self, *, resume: bool) -> None:
         """Refuse a folder that holds something else, and one that cannot be written, before any work."""
-        if self.path.exists() and not self.path.is_dir():
+        with storage_errors(self.path):
+            there = self.path.exists()
+        if there and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", expected="a folder for the run", cure="choose another with -o")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(entry.name != LOCK_NAME for entry in self.path.iterdir()):
             if not self.started:
                 raise UsageError(
                     f"{self.path} holds something that is not a run", cure="choose an empty or new folder with -o"
@@ -50,6 +56,23 @@ class RunFolder:
                     f"{self.path} holds a run already", cure="go on with --resume, or choose another folder with -o"
                 )
         _try_writing(self.path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Alone in the folder: `UsageError` while another process trains there. A killed one holds it no longer."""
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK_NAME)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UsageError(
+                    f"{self.path} is being trained by another process", cure="wait for it, or choose another with -o"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def sweep(self) -> None:
         """Clear what a killed process left unfinished."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from lorawise.base.errors import LorawiseError, StorageError
 from lorawise.base.findings import Finding
 from lorawise.lora.count import trainable_parameters
@@ -38,6 +40,8 @@ from lorawise.training.session import Session
 from lorawise.training.setup import Prepared, prepare
 from lorawise.training.signals import stop_on_signal
 from lorawise.training.state import Progress
+
+THREADS = "threads"  # kept with a checkpoint; exactness to the bit needs the same number
 
 
 def train(
@@ -88,6 +92,7 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> RunResult:
     if resume:
+        stack.enter_context(folder.held())
         folder.sweep()
         run = folder.settled(run)
     run = dated(run)
@@ -101,9 +106,11 @@ def _train(
         notes.append(_from_the_start(folder))
     prepared = prepare(run, files, inputs)
     identity = identity_of(prepared.run, data=inputs.digest, base=files.digest)
+    held = identity | {THREADS: str(torch.get_num_threads())}
     if checkpoint is not None:
         require_same(checkpoint.identity, identity, checkpoint.folder)
         restore(checkpoint, prepared.trainer.optimizer)
+        notes += list(_other_threads(checkpoint))
     progress = checkpoint.progress if checkpoint is not None else Progress()
     early: list[Event] = []
     findings = (*notes, *prepared.findings)
@@ -114,13 +121,26 @@ def _train(
     require_passed(report)
     if dry_run:
         return RunResult.of_dry_run(folder.path, findings, report)
+    if not resume:
+        stack.enter_context(folder.held())
     folder.write_run_file(prepared.run)
     resume_at = progress.step if checkpoint is not None else None
     everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
     for event in early:
         _tell(everyone[len(readers) :], event)
-    result = _go(prepared, folder, identity, progress, everyone)
+    result = _go(prepared, folder, held, progress, everyone)
     return replace(result, findings=findings, preflight=report)
+
+
+def _other_threads(checkpoint: Checkpoint) -> Iterator[Finding]:
+    saved, now = checkpoint.identity.get(THREADS), str(torch.get_num_threads())
+    if saved not in (None, now):
+        yield Finding(
+            code="other-threads",
+            level="note",
+            message=f"saved with {saved} threads, going on with {now}: equal to rounding, not to the bit",
+            cure=f"OMP_NUM_THREADS={saved} makes it exact",
+        )
 
 
 def _from_the_start(folder: RunFolder) -> Finding:

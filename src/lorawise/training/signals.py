@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal or the connection went away
 
 
 @dataclass
@@ -22,7 +22,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM set the request; a second one raises KeyboardInterrupt. Handlers return as they were.
+    """SIGINT, SIGTERM and SIGHUP set the request; a second one raises KeyboardInterrupt. Handlers return as they were.
+
+    Under `nohup` SIGHUP stays ignored.
 
     Outside the main thread, where Python delivers no signals, the request simply stays unset.
     """
@@ -36,7 +38,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.name = signal.Signals(number).name
 
-    before = {number: signal.signal(number, ask) for number in STOPPING}
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heeded = [number for number in STOPPING if not (nohup and number is signal.SIGHUP)]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield request
     finally:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from lorawise.report.events import EndReason, Evaluated, StepDone
 
@@ -68,6 +68,9 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """`KeyError`, `TypeError` or `ValueError` for what `to_json` did not write."""
+        if saved.get("ended") not in (None, *get_args(EndReason)):
+            raise ValueError(f"ended is {saved['ended']!r}")
         return cls(**{**saved, "evaluations": tuple(saved["evaluations"])})
 
 
