@@ -74,7 +74,7 @@ class _Cursor:
                 shape = tuple(self.number("Q") for _ in range(self.count(MAX_DIMENSIONS, "I")))
                 held[name] = GGUFTensor(shape=shape, type=self.number("I"))
                 last = max(last, self.number("Q"))
-        except (struct.error, UnicodeDecodeError):
+        except (struct.error, UnicodeDecodeError, OverflowError):
             raise self.torn("it ends inside its header, or the header is damaged") from None
         if self.at + last > len(self.data):
             raise self.torn(f"its tensors begin {last:,} bytes after the header, it has {len(self.data):,}")

@@ -16,6 +16,7 @@ from lorawise.facts.blocks import Part, linear
 from lorawise.facts.config import Config, Dimensions, read_dimensions
 from lorawise.facts.disk import BUFFERS, DTYPES, Stored
 from lorawise.facts.families import Family
+from lorawise.facts.kinds import architectures
 from lorawise.facts.layout import Layout
 from lorawise.facts.model import Matrix, Parameter
 
@@ -109,8 +110,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _class_of(values: Mapping[str, Any]) -> str:
-    names = values.get("architectures") or [values["model_type"]]
-    return str(names[0])
+    return next(iter(architectures(values)), str(values["model_type"]))
 
 
 def _no_rule(d: Dimensions, c: Config) -> Iterator[Part]:

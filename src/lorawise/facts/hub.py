@@ -17,6 +17,7 @@ from urllib.request import getproxies
 
 from lorawise.base.errors import ModelError
 from lorawise.facts.disk import Stored
+from lorawise.facts.known import nearest_known
 
 PATIENCE = 5.0  # seconds for the hub's address to answer
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -76,10 +77,12 @@ def _require_connection(name: str) -> None:
 
 
 def _unreachable(name: str, why: str) -> ModelError:
+    near = nearest_known(name)
     return ModelError(
         f"the model hub cannot be reached for {name} ({why}), and no copy of it is in this machine's cache",
         expected="the hub, a cached snapshot (HF_HOME), or a well-known id such as meta-llama/Llama-3.1-8B",
-        cure="check the network, or give a folder that holds its config.json",
+        cure="check the network, or give a folder that holds its config.json"
+        + (f"; '{near}' is known without the hub" if near else ""),
     )
 
 

@@ -8,15 +8,21 @@ from lorawise.base.errors import ModelError
 
 def refuse_other_kinds(config: Mapping[str, Any], source: str) -> None:
     """`ModelError` for models that read images or sound, and for those that are no decoder."""
-    names = config.get("architectures") or []
-    called = ", ".join(str(name) for name in names) or config["model_type"]
+    names = architectures(config)
+    called = ", ".join(names) or config["model_type"]
     if "vision_config" in config or "audio_config" in config:
         found, cure = f"reads images or sound too ({called})", "take a text-only model"
-    elif config.get("is_encoder_decoder") or any("ForMaskedLM" in str(name) for name in names):
+    elif config.get("is_encoder_decoder") or any("ForMaskedLM" in name for name in names):
         found, cure = f"is not a decoder ({called})", "take a causal language model"
     else:
         return
     raise ModelError(f"{source} {found}", expected="a decoder language model in plain safetensors", cure=cure)
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """The class names that the config gives; none when it gives no list of them."""
+    found = config.get("architectures")
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def quantised_with(config: Mapping[str, Any]) -> str | None:
