@@ -173,3 +173,9 @@ def test_merging_for_good_leaves_a_plain_model() -> None:
     torch.testing.assert_close(model(token_ids()).logits, apart, rtol=1e-4, atol=1e-4)
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert model.config.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("config", [None, {"r": 4}, [LoraConfig(), None], "qv"])
+def test_what_is_no_config_is_refused_by_its_type(config: object) -> None:
+    with pytest.raises(AdapterError, match="given as a config"):
+        inject(tiny_model("llama"), config)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from tests.data.real_templates import write_folder
 from tests.models.saved_models import save_tiny
 
 import lorawise
-from lorawise.base.errors import AdapterError, ModelError
+from lorawise.base.errors import AdapterError, DataError, ModelError
 from lorawise.data.encode import prompt_and_answer
 from lorawise.data.rows import Row, Where
 from lorawise.data.tokenizer import ChatTokenizer
@@ -117,3 +117,20 @@ def test_an_adapter_that_does_not_fit_is_refused_with_the_list(base: Path, tmp_p
     save_tiny(tmp_path / "narrow", hidden_size=16, num_attention_heads=2, num_key_value_heads=1)
     with pytest.raises(AdapterError, match="does not fit"):
         lorawise.load(tmp_path / "narrow", adapters={"a": tmp_path / "a"})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:7", ""])
+def test_a_device_that_is_not_there_is_told(device: str, base: Path) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ModelError, match="device"):
+        lorawise.load(base, device=device)
+
+
+def test_a_prompt_or_length_that_cannot_be_meant_is_refused(base: Path) -> None:
+    loaded = lorawise.load(base, device="cpu")
+    with pytest.raises(DataError, match="cannot be written as UTF-8"):
+        loaded.generate("half a \ud800")
+    for length in (0, -3):
+        with pytest.raises(ModelError, match=f"max_new_tokens={length}"):
+            loaded.generate("the cat", max_new_tokens=length)

@@ -117,7 +117,12 @@ class ChatTokenizer:
 
         With `bos` the text begins with BOS exactly once if this tokenizer uses one on plain text.
         """
-        return self.encode_batch([text], bos=bos)[0]
+        try:
+            return self.encode_batch([text], bos=bos)[0]
+        except TypeError:  # what the library says of half a surrogate pair, and of what is no text
+            raise DataError(
+                "the text cannot be written as UTF-8", expected="text without half surrogate pairs"
+            ) from None
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False

@@ -31,7 +31,9 @@ def inject(
     Raises `AdapterError` or `ConfigError` when a target matches nothing or cannot be adapted, when the model already
     carries adapters, and when several slots would share `modules_to_save` or biases.
     """
-    configs = (config,) if isinstance(config, LoraConfig) else tuple(config)
+    configs = tuple(config) if isinstance(config, (list, tuple)) else (config,)
+    if strange := [each for each in configs if not isinstance(each, LoraConfig)]:
+        raise AdapterError(f"{type(strange[0]).__name__} given as a config", expected="a LoraConfig, or a list of them")
     names = tuple(names) if names is not None else (("default",) if len(configs) == 1 else _numbers(len(configs)))
     _check_call(model, configs, names)
     routing = Routing(task=task_of(model), route=BANK)

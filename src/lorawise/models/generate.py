@@ -57,6 +57,8 @@ def generate(
     Neither the model's mode and settings nor the global random state are changed. `ModelError` for an empty prompt, or
     one that leaves no room in the model's window; a prompt that leaves less room than wanted gets what there is.
     """
+    if max_new_tokens < 1:
+        raise ModelError(f"max_new_tokens={max_new_tokens}", expected="a whole number from 1")
     _check(model, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers: list[list[int]] = [[] for _ in prompts]

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lorawise.base.errors import AdapterError, ModelError
+import torch
+
+from lorawise.base.errors import AdapterError, ModelError, nearest
 from lorawise.base.findings import Finding
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.adapters import Adapters
@@ -102,7 +104,7 @@ def load(
     histories = {name: read_provenance(folder, weights[name]) for name, folder in folders.items()}
     files = resolve_model(model, progress=progress)
     labels = _labels(weights, histories)
-    chosen = default_device() if device == "auto" else device
+    chosen = default_device() if device == "auto" else _device(device)
     tokenizer = ChatTokenizer.open(files.folder, template=template)
     opened = open_model(files, dtype=dtype, device=chosen, labels=labels)
     return Loaded(
@@ -112,6 +114,17 @@ def load(
         files=files,
         findings=(*_other_bases(files, histories), *_other_templates(tokenizer, histories)),
     )
+
+
+def _device(name: str) -> str:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ModelError(f"device '{name}' is not known", cure=nearest(name, ["auto", "cpu", "cuda", "mps"])) from None
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, True):
+        raise ModelError(f"device '{name}' is not there", expected=f"a machine and torch with {kind}", cure="use auto")
+    return name
 
 
 def _labels(
