@@ -1,13 +1,14 @@
 """Devices by name and by amount; what cannot be meant is refused with the nearest."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
 
 from lorawise.base.errors import ConfigError
-from lorawise.facts import DeviceFacts, find_device
+from lorawise.facts import DeviceFacts, find_device, machine
 from lorawise.facts.device import GIB, MIB, device_names, devices
 
 
@@ -90,8 +91,15 @@ def test_no_alias_belongs_to_two_devices() -> None:
     assert all(table[device.name] is device for device in table.values())
 
 
+def alone(monkeypatch: pytest.MonkeyPatch, *, path: str = "", nvml: ModuleType | None = None) -> None:
+    """A machine without accelerators but those of `path` (an nvidia-smi) or `nvml`."""
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None: as if not installed
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def test_without_a_name_it_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if not installed
+    alone(monkeypatch)
     device = find_device(None)
     assert device.kind == "cpu"
     assert device.memory == psutil.virtual_memory().total
@@ -125,15 +133,58 @@ def fake_nvml(name: str | bytes, *, fails: bool = False) -> ModuleType:
 def test_nvml_gives_the_memory_and_the_table_the_rest(
     shown: str | bytes, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(shown))
+    alone(monkeypatch, nvml=fake_nvml(shown))
     device = find_device(None)
     assert (device.name, device.memory, device.usable) == (name, 40 * GIB, 30 * GIB)
     assert device.bandwidth == (1555e9 if name == "a100-40" else None)
 
 
 def test_nvml_without_a_driver_is_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml("", fails=True))
+    alone(monkeypatch, nvml=fake_nvml("", fails=True))
     assert find_device(None).kind == "cpu"
+
+
+@pytest.mark.parametrize(("hidden", "kind"), [("", "cpu"), ("-1", "cpu"), ("1,0", "cuda"), ("GPU-8f6c", "cuda")])
+def test_devices_that_cuda_does_not_show_are_not_there(hidden: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, nvml=fake_nvml("NVIDIA L4"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert find_device(None).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("echo 'NVIDIA GeForce RTX 4090, 24564, 24000'", "rtx-4090"),
+        ("echo 'NVIDIA Z1, the second, 24564, 24000'", "NVIDIA Z1, the second"),
+        ("echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9", "cpu"),
+        ("echo 'No devices were found'", "cpu"),
+        ("echo 'NVIDIA GB10, [N/A], [N/A]'", "cpu"),
+    ],
+)
+def test_nvidia_smi_is_asked_where_nvml_has_no_package(
+    script: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    alone(monkeypatch, path=str(tmp_path))
+    device = find_device(None)
+    assert device.name == name
+    if name != "cpu":
+        assert (device.memory, device.usable) == (24564 * MIB, 24000 * MIB)
+        assert (device.bandwidth is not None) == (name == "rtx-4090")
+
+
+def test_an_apple_chip_is_found_by_its_name_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch)
+    held = SimpleNamespace(total=64 * GIB, available=60 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: held)
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+    answer = SimpleNamespace(stdout="Apple M3 Max\n")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **kwargs: answer)
+    device = find_device(None)
+    assert (device.name, device.kind, device.usable) == ("m3-max-64", "mps", 48 * GIB)
 
 
 def test_more_usable_than_there_is_is_refused() -> None:

@@ -2,11 +2,10 @@
 
 rtx-4090, h100, m3-max-64     a row of devices.toml, by name or alias, spelt as loosely as people do
 24GiB, 24GB, 24000MiB         an amount and nothing else (GiB is 2^30 bytes, GB 10^9)
-None                          the first accelerator that NVML shows, else this machine's memory
+None                          the first accelerator of this machine (`facts/machine.py`), else its memory
 """
 
 import re
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ from importlib import resources
 from typing import Any, Literal
 
 from lorawise.base.errors import ConfigError, nearest
+from lorawise.facts import machine
 
 Kind = Literal["cuda", "cpu", "mps"]
 
-MIB, GIB = 2**20, 2**30
+MIB, GIB = machine.MIB, machine.GIB
 LEAST, MOST = 256 * MIB, 2**44  # bytes: an amount outside is a slip of the pen
 APPLE_SHARE = 0.75  # of Apple's one memory the GPU may use (Metal's recommended working set)
 
@@ -145,43 +145,32 @@ def _amount(text: str) -> int | None:
 
 def this_machine() -> DeviceFacts:
     """The processor: its memory, and what of it is free now."""
-    import psutil
-
-    memory = psutil.virtual_memory()
+    held = machine.memory()
     return DeviceFacts(
-        name="cpu",
-        memory=memory.total,
-        usable=max(1, min(memory.available, memory.total)),
+        name=held.name,
+        memory=held.memory,
+        usable=max(1, held.free),
         kind="cpu",
         formats=frozenset({"float32", "bfloat16"}),
-        source="this machine",
+        source=held.source,
     )
 
 
 def _accelerator() -> DeviceFacts | None:
-    """The first device NVML shows; None without its Python package, its library or a device."""
-    try:
-        import pynvml
-    except ImportError:
+    """This machine's accelerator: its own memory, and the rest from the table where that knows it."""
+    found = machine.accelerator()
+    if found is None:
         return None
-    try:
-        pynvml.nvmlInit()
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-            name, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-    shown = name.decode() if isinstance(name, bytes) else str(name)
-    known = devices().get(_key(shown))
+    known = devices().get(_key(found.name))
+    apple = found.source == "macOS"
+    usable = min(found.free, int(found.memory * APPLE_SHARE)) if apple else found.free
     return DeviceFacts(
-        name=known.name if known else shown,
-        memory=memory.total,
-        usable=memory.free,
-        kind="cuda",
+        name=known.name if known else found.name,
+        memory=found.memory,
+        usable=max(1, usable),
+        kind="mps" if apple else "cuda",
         bandwidth=known.bandwidth if known else None,
         formats=known.formats if known else _PLAIN,
         matmul=known.matmul if known else {},
-        source=f"NVML on {sys.platform}",
+        source=found.source,
     )

@@ -119,7 +119,11 @@ def _told(name: str) -> Iterator[None]:
     except LocalEntryNotFoundError:
         raise _unreachable(name, "no connection") from None
     except EntryNotFoundError:
-        raise ModelError(f"{name} has no config.json on the hub", expected="a model of transformers") from None
+        raise ModelError(
+            f"{name} has no config.json on the hub",
+            expected="a model of transformers",
+            cure="if it is an adapter, name its base model",
+        ) from None
     except (HTTPError, OSError) as problem:
         raise _unreachable(name, (str(problem).splitlines() or [type(problem).__name__])[0]) from None
     except json.JSONDecodeError as problem:
