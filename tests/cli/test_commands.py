@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.workbench import rows_of, tiny_folder, write_rows
+from tests.workbench import labelled_rows, rows_of, tiny_folder, write_rows
 
 from lorawise.cli.app import run
 
@@ -106,3 +106,17 @@ def test_chat_survives_a_stdin_that_is_no_text_or_closed(
     assert run(["chat", str(home / "base"), "--max-tokens", "3", "--json"]) == 0
     turns = json.loads(capsys.readouterr().out)["turns"]
     assert [turn["user"] for turn in turns] == ([] if how == "closed" else ["hi ??"])
+
+
+def test_eval_of_a_classifier_takes_one_class_and_refuses_rows_without(home: Path, capsys: Capture) -> None:
+    write_rows(home / "classes.jsonl", labelled_rows(24))
+    write_rows(home / "one.jsonl", labelled_rows(24)[::3])
+    base, out = home / "base", home / "classifier"
+    sets = [part for each in ("train.steps=2", "train.max_length=96") for part in ("--set", each)]
+    assert run(["train", "--model", str(base), "--data", str(home / "classes.jsonl"), "-o", str(out), *sets]) == 0
+    adapter = ["--adapter", str(out / "adapter"), "--json"]
+    capsys.readouterr()
+    assert run(["eval", str(base), str(home / "one.jsonl"), *adapter]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+    assert run(["eval", str(base), str(home / "train.jsonl"), *adapter]) == 2
+    assert "carries no label" in json.loads(capsys.readouterr().out)["error"]["found"]

@@ -481,6 +481,7 @@ def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path, base):
 def test_a_finished_run_resumed_says_what_is_there_and_trains_nothing(tmp_path, base):
     run = tiny_run(tmp_path, model=base)
     first = train(run, out=tmp_path / "run")
+    (tmp_path / "rows.jsonl").unlink()  # it may be gone by then
     listener = Listener()
     again = train(run, out=tmp_path / "run", resume=True, readers=[listener])
     assert listener.codes() == ["already-finished"]

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lorawise.base.errors import DataError
 from lorawise.data.batches import BatchOptions, eval_batches
 from lorawise.data.encode import encode_rows
 from lorawise.data.encoder import EncodeOptions
-from lorawise.data.rows import RowSet, class_labels
+from lorawise.data.rows import RowSet
 from lorawise.lora.injection import task_of
 from lorawise.models.load import Loaded
 from lorawise.models.window import positions_of, require_known_tokens, window_of_model
@@ -69,11 +70,15 @@ def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> I
 
 def _encoding(loaded: Loaded, rows: RowSet, *, head: bool, max_length: int) -> EncodeOptions:
     """As in training; a classifier's own order of classes, which its adapter carries, decides which id a label has."""
-    if not rows.kinds.get("classification"):
-        return EncodeOptions(max_length=max_length)
-    labels = class_labels(rows.rows)
-    if head:
-        written = {str(label): label for label in labels}
-        names = {int(i): str(name) for i, name in (loaded.model.config.id2label or {}).items()}
-        labels = tuple(written.get(names[i], names[i]) for i in sorted(names))
-    return EncodeOptions(max_length=max_length, classification="head" if head else "generated", labels=labels)
+    if not head:
+        return EncodeOptions(max_length=max_length, classification="generated")
+    if other := next((row for row in rows if row.kind != "classification"), None):
+        raise DataError(
+            f"{other.where} carries no label, and the adapter tells classes apart",
+            expected='rows such as {"text": "…", "label": "spam"}',
+            cure="measure it on labelled rows",
+        )
+    written = {str(row.label): row.label for row in rows if row.label is not None}
+    names = {int(i): str(name) for i, name in (loaded.model.config.id2label or {}).items()}
+    labels = tuple(written.get(names[i], names[i]) for i in sorted(names))
+    return EncodeOptions(max_length=max_length, classification="head", labels=labels)

@@ -95,13 +95,13 @@ def _train(
         stack.enter_context(folder.held())
         folder.sweep()
         run = folder.settled(run)
-    run = dated(run)
-    files = resolve_model(run.model)
-    inputs = read_inputs(run, files)
     checkpoint, torn = newest_checkpoint(folder.checkpoints) if resume else (None, [])
     notes = [*notes, *torn]
     if checkpoint is not None and checkpoint.progress.ended is not None:
         return _what_is_there(folder, checkpoint, notes, readers)
+    run = dated(run)
+    files = resolve_model(run.model)
+    inputs = read_inputs(run, files)
     if resume and checkpoint is None:
         notes.append(_from_the_start(folder))
     prepared = prepare(run, files, inputs)
