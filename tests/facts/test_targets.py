@@ -4,13 +4,15 @@ import json
 
 import peft
 import pytest
+import torch
 from tests.facts.shapes import SETTINGS, config_of, meta_model, write_config
 from tests.parity.targets import PRESETS, peft_targets
 from tests.peft_oracle import quiet_peft
 from tests.tiny import FAMILIES
+from transformers import AutoModelForSequenceClassification
 
 from lorawise import LoraConfig
-from lorawise.base.errors import AdapterError, ConfigError, UsageError
+from lorawise.base.errors import AdapterError, ConfigError, ModelError, UsageError
 from lorawise.facts import read_model, selected, trainable
 from lorawise.lora import inject, target_modules, trainable_parameters
 
@@ -132,3 +134,30 @@ def test_the_guides_llama_has_the_guides_count(r: int, preset: str, count: int, 
     assert trainable(facts, LoraConfig(r=r, target_modules=preset)) == count
     assert facts.parameters == 8_030_261_248
     assert facts.parameters + 13_631_488 == 8_043_892_736
+
+
+CLASSIFIED = ("llama", "qwen2 tied", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "falcon", "mixtral")
+
+
+@pytest.mark.parametrize("case", CLASSIFIED)
+def test_a_classifier_has_the_parameters_and_targets_of_the_real_one(case: str, tmp_path) -> None:
+    config = config_of(case)
+    facts = read_model(write_config(tmp_path, config)).as_classifier(3)
+    config.num_labels = 3
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert facts.parameters == model.num_parameters()
+    assert facts.architecture == type(model).__name__.replace("Gemma3Text", "Gemma3")
+    for preset in ("attention", "all-linear"):
+        wanted = LoraConfig(
+            target_modules=preset, modules_to_save=("score",), exclude_modules=("experts",) * (case == "mixtral")
+        )
+        assert [m.name for m in selected(facts, wanted)] == target_modules(model, wanted)
+        if case == "llama":
+            adapted = trainable(facts, wanted) - 3 * 32
+            assert adapted == trainable(facts, wanted.replace(modules_to_save=()))
+
+
+def test_one_label_is_no_classifier(tmp_path) -> None:
+    with pytest.raises(ModelError, match="two or more"):
+        read_model(write_config(tmp_path, config_of("llama"))).as_classifier(1)

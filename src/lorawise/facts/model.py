@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
+from lorawise.base.errors import ModelError
 from lorawise.base.findings import Finding
 from lorawise.base.roles import Role, role_of
 from lorawise.lora.selection import layer_index
@@ -141,6 +142,19 @@ class ModelFacts:
     def heads(self) -> tuple[Matrix, ...]:
         """The output head (none in a model without one)."""
         return tuple(matrix for matrix in self.linear if matrix.role == "head" and matrix.layer is None)
+
+    def as_classifier(self, labels: int) -> Self:
+        """The decoder under a classifier's head: `score` (hidden → labels, no bias) in place of the output head."""
+        if labels < 2:
+            raise ModelError(f"{labels} labels", expected="two or more")
+        score = Matrix(name="score", in_features=self.hidden_size, out_features=labels)
+        kept = tuple(matrix for matrix in self.matrices if matrix not in self.heads)
+        name = self.architecture.replace("LMHeadModel", "ForCausalLM")
+        return self.replace(
+            matrices=(*kept, score),
+            tied=False,
+            architecture=name.replace("ForCausalLM", "ForSequenceClassification"),
+        )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
