@@ -12,7 +12,7 @@ from tests.workbench import TEMPLATE, labelled_rows, tiny_folder, tiny_run
 
 from lorawise.base.errors import Interrupted
 from lorawise.report.events import StepDone
-from lorawise.training import inputs
+from lorawise.training import inputs, optimizer
 from lorawise.training.run import train
 
 CASES = {
@@ -52,6 +52,8 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (one / "adapter" / name).read_bytes() == (other / "adapter" / name).read_bytes()
     last = sorted((one / "checkpoints").iterdir())[-1].name
+    counters = [(run / "checkpoints" / last / "optimizer.json").read_text() for run in (one, other)]
+    assert counters[0] == counters[1]
     for word in ("parameter", "exp_avg", "exp_avg_sq"):
         mine, theirs = (load_file(run / "checkpoints" / last / f"{word}.safetensors") for run in (one, other))
         assert mine.keys() == theirs.keys()
@@ -120,3 +122,25 @@ def test_a_template_that_prints_the_date_prints_the_day_the_run_started(tmp_path
     train(run, out=tmp_path / "stopped", resume=True)
     assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
     assert "date: '2026-11-24'" in (tmp_path / "stopped" / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize("before_the_end", [1, 2])
+def test_patience_counts_on_over_a_stop(before_the_end, tmp_path, base):
+    values = {"train__learning_rate": 0.3, "train__schedule": "constant", "train__clip": None, "train__eval_every": 1}
+    run = tiny_run(tmp_path, model=base, train__steps=40, train__early_stopping=3, **values)
+    straight = train(run, out=tmp_path / "straight")
+    assert straight.reason == "stopped early"
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "stopped", readers=[SignalAt(straight.steps - before_the_end)])
+    assert train(run, out=tmp_path / "stopped", resume=True).steps == straight.steps
+    assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_the_loss_scale_of_half_precision_goes_on_where_it_was(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(optimizer, "GROWTH_INTERVAL", 2)
+    run = tiny_run(tmp_path, model=base, base__dtype="float16")
+    train(run, out=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "stopped", readers=[SignalAt(3)])
+    train(run, out=tmp_path / "stopped", resume=True)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
