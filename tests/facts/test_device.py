@@ -63,6 +63,7 @@ def test_an_amount_is_that_many_bytes(text: str, amount: int) -> None:
         ("24", "write 24GiB"),
         ("24G", "write 24GiB"),
         ("", "no device is called ''"),
+        ("toaster", "give its memory, such as 24GiB"),
     ],
 )
 def test_what_is_no_device_is_refused_with_a_cure(text: str, says: str) -> None:

@@ -9,11 +9,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from lorawise.base.errors import ConfigError, nearest
+from lorawise.base.errors import ConfigError
 from lorawise.facts import machine
 
 Kind = Literal["cuda", "cpu", "mps"]
@@ -63,9 +64,18 @@ def find_device(text: str | None = None) -> DeviceFacts:
         raise ConfigError(
             f"no device is called '{text}'",
             expected="a name such as rtx-4090, a100-80, m3-max-64, or an amount such as 24GiB",
-            cure=nearest(_key(wanted), list(devices())),
+            cure=_nearest(_key(wanted)),
         )
     return row
+
+
+def _nearest(key: str) -> str:
+    """The cure: up to three names that look alike, or how to do without a name."""
+    near = get_close_matches(key, list(devices()), n=3, cutoff=0.6)
+    names = list(dict.fromkeys(f"'{devices()[name].name}'" for name in near))
+    if names:
+        return f"did you mean {' or '.join(names)}?"
+    return f"give its memory, such as 24GiB; {len(device_names())} are known by name, from rtx-3060 to b200"
 
 
 def device_names() -> list[str]:
@@ -129,7 +139,7 @@ def _amount(text: str) -> int | None:
     if found is None or found[1] in _GEFORCE:
         return None
     number, unit = found[1], found[2]
-    good = f"from {LEAST // MIB}MiB to {MOST // 2**40}TiB, such as 24GiB or 24GB (10^9 bytes each)"
+    good = f"from {LEAST // MIB}MiB to {MOST // 2**40}TiB, such as 24GiB (2^30 bytes each) or 24GB (10^9)"
     if unit not in _UNITS:
         raise ConfigError(
             f"'{text}' is no amount of memory", expected=good, cure=f"write {number.lstrip('+-')}GiB if you mean that"
