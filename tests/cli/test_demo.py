@@ -52,6 +52,22 @@ def test_the_demo_under_json_holds_the_run_and_the_test(tiny: Path, capsys: Capt
     assert told["test"][1]["loss"] < told["test"][0]["loss"]
 
 
+def test_a_folder_with_another_run_is_left_alone(tiny: Path, capsys: Capture) -> None:
+    tiny.mkdir()
+    (tiny / "run.yaml").write_text("model: user/other\ndata: {train: user/rows}\n", encoding="utf-8")
+    assert run(["demo", "-o", str(tiny), "--json"]) == 2
+    assert "not the demo" in json.loads(capsys.readouterr().out)["error"]["found"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"adapter": "other"}'])
+def test_answers_that_were_not_kept_whole_are_given_again(content: str, tiny: Path, capsys: Capture) -> None:
+    assert run(["demo", "-o", str(tiny)]) == 0
+    (tiny / "test.json").write_text(content, encoding="utf-8")
+    first = capsys.readouterr()
+    assert run(["demo", "-o", str(tiny)]) == 0
+    assert capsys.readouterr().out == first.out
+
+
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_the_demo_learns_its_job(tmp_path: Path, capsys: Capture) -> None:

@@ -273,3 +273,45 @@ def test_a_reader_that_left_does_not_end_the_run(terminal: bool, tmp_path: Path)
             reader(event)
         reader.close()
         assert reader.console.file is not out
+
+
+class Unreachable(Recorder):
+    """A service that fails from its `good`-th call on."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def recording(self, function: str) -> object:
+        record = super().recording(function)
+
+        def call(*positional: object, **named: object) -> object:
+            if len(self.calls) >= self.good:
+                raise ConnectionError("no route to host")
+            return record(*positional, **named)
+
+        return call
+
+
+def test_a_service_that_fails_on_the_way_is_left_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = Unreachable(good=3)
+    monkeypatch.setitem(sys.modules, "trackio", service.module("trackio", "init", "log", "finish"))
+    (reader,) = open_trackers(["trackio"], tmp_path / "first")
+    for event in whole_run(tmp_path, steps=5):
+        reader(event)
+    reader.close()
+    assert len(service.calls) == 3
+    assert capsys.readouterr().err.count("'trackio' takes no more numbers (no route to host)") == 1
+
+
+def test_a_service_that_will_not_start_stops_the_run_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Unreachable(good=0).module("wandb", "init"))
+    (reader,) = open_trackers(["wandb"], tmp_path / "first")
+    started = next(event for event in whole_run(tmp_path) if isinstance(event, RunStarted))
+    with pytest.raises(ConfigError, match="did not start: no route to host") as caught:
+        reader(started)
+    assert "train.trackers" in caught.value.cure

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorawise.base.errors import UsageError
 from lorawise.cli.outcome import Json, Outcome
 
 SUPPORT = Path(__file__).parent / "support"
@@ -46,10 +47,13 @@ def demo(
     from lorawise.runfile import load_run_file, make_run_file
     from lorawise.training.run import train
 
-    embedded_model()
     if (out / "run.yaml").is_file():
         run, _ = load_run_file(out / "run.yaml")
+        if run.model != EMBEDDED:
+            raise UsageError(f"{out} holds a run over {run.model}, not the demo", cure="choose another folder with -o")
+        embedded_model()
     else:
+        embedded_model()
         data = {"train": str(SUPPORT / "train.jsonl"), "validation": str(SUPPORT / "validation.jsonl")}
         run, _ = make_run_file({"model": EMBEDDED, "data": data, **RUN})
     readers = () if as_json else (ConsoleReader(),)
@@ -78,15 +82,26 @@ def _test(out: Path) -> list[dict[str, Any]]:
 
     digest = adapter_digest(load_adapter(out / "adapter"))
     kept = out / TEST
-    if kept.is_file() and (saved := json.loads(kept.read_text(encoding="utf-8")))["adapter"] == digest:
-        measured: list[dict[str, Any]] = saved["rows"]
-        return measured
+    if (saved := _kept(kept, digest)) is not None:
+        return saved
     rows = read_rows(str(SUPPORT / "test.jsonl"))
     typer.echo(f"answering {len(rows)} test messages with the base and with the adapter ...", err=True)
     loaded = load(EMBEDDED, {"adapter": out / "adapter"})
     measured = [plain(each) for each in measure(loaded, rows, answers=len(rows), max_length=512)]
     write_text(kept, json.dumps({"adapter": digest, "rows": measured}, indent=1))
     return measured
+
+
+def _kept(path: Path, digest: str) -> list[dict[str, Any]] | None:
+    """The answers of this very adapter, if they were kept whole."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(saved, dict) or saved.get("adapter") != digest:
+        return None
+    rows: list[dict[str, Any]] = saved["rows"]
+    return rows
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,13 +10,14 @@ import importlib
 import json
 import math
 import secrets
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lorawise.base.errors import ConfigError
+from lorawise.base.errors import ConfigError, LorawiseError
 from lorawise.base.files import write_text
 from lorawise.base.registry import Registry
 from lorawise.report.events import Evaluated, Event, RunStarted, StepDone
@@ -48,14 +49,41 @@ class Tracker(ABC):
     @abstractmethod
     def __init__(self, run: Path) -> None: ...
 
+    lost = False  # the service failed on the way: what follows is not sent
+
     def __call__(self, event: Event) -> None:
-        match event:
-            case RunStarted():
-                self.start(dict(event.setting), event.first_step)
-            case StepDone():
-                self._log("train", event, STEP_NUMBERS)
-            case Evaluated():
-                self._log(event.name, event, EVALUATION_NUMBERS)
+        """`ConfigError` when the service will not start; one that fails later (a network that is down) is told once and
+        left, since a run is worth more than its curves."""
+        if self.lost:
+            return
+        try:
+            match event:
+                case RunStarted():
+                    self.start(dict(event.setting), event.first_step)
+                case StepDone():
+                    self._log("train", event, STEP_NUMBERS)
+                case Evaluated():
+                    self._log(event.name, event, EVALUATION_NUMBERS)
+        except LorawiseError:
+            raise
+        except Exception as problem:
+            if isinstance(event, RunStarted):
+                raise ConfigError(
+                    f"the tracker '{self.package}' did not start: {problem}",
+                    cure="log in to it, or take it out of train.trackers",
+                ) from problem
+            self._leave(problem)
+
+    def close(self) -> None:
+        try:
+            self.end()
+        except Exception as problem:  # noqa: BLE001 - as above
+            if not self.lost:
+                self._leave(problem)
+
+    def _leave(self, problem: Exception) -> None:
+        self.lost = True
+        print(f"warning: '{self.package}' takes no more numbers ({problem}); metrics.jsonl has all", file=sys.stderr)
 
     def _log(self, prefix: str, event: StepDone | Evaluated, names: Sequence[str]) -> None:
         numbers = {f"{prefix}/{name}": getattr(event, name) for name in names}
@@ -69,7 +97,7 @@ class Tracker(ABC):
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     @abstractmethod
-    def close(self) -> None: ...
+    def end(self) -> None: ...
 
 
 @TRACKERS.register("tensorboard")
@@ -94,7 +122,7 @@ class TensorBoard(Tracker):
         summary = self.summaries.Summary(value=values)
         self.writer.add_event(self.protos.Event(wall_time=time.time(), step=step, summary=summary))
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.writer.close()
 
 
@@ -122,7 +150,7 @@ class Wandb(Tracker):
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.run.log(dict(numbers), step=step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         if self.run is not None:
             self.run.finish()
 
@@ -148,7 +176,7 @@ class MLflow(Tracker):
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.library.log_metrics(dict(numbers), step=step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         if self.started:
             self.library.end_run()
 
@@ -172,7 +200,7 @@ class Trackio(Tracker):
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.library.log(dict(numbers), step=step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         if self.started:
             self.library.finish()
 
