@@ -187,10 +187,10 @@ def norm(tape: Tape, x: Value, cells: int, groups: int, kind: Norm, *, trained: 
     normed = tape.buffer(size) if trained else None
     out = Value(tape.buffer(size), needs=x.needs or trained)
 
-    kept = (wide, scale, normed)
+    held = (wide, scale, normed)
     del wide, scale, normed
 
-    def backward(_: Buffer, kept: object = kept) -> Gradients:
+    def backward(_: Buffer, kept: object = held) -> Gradients:
         tape.brief(*[4 * cells] * 5)
         return [(edge, tape.buffer(size))]
 
