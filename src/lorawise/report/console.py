@@ -4,8 +4,6 @@ On a terminal one live line is redrawn; elsewhere (a log file, CI) plain lines c
 never read as markup and its control characters are shown, not obeyed.
 """
 
-import os
-
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -30,11 +28,20 @@ ROW_CHARACTERS = 1_500
 LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
+class _Stderr(Console):
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process here."""
+        raise BrokenPipeError
+
+
 class ConsoleReader:
     """Shows every event on `console`, which is stderr unless given. Nobody left to read it does not end the run."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or _Stderr()
         self._pace = _Pace()
         self._progress: _LiveLine | _PlainLines | None = None
 
@@ -42,8 +49,7 @@ class ConsoleReader:
         try:
             self._show(event)
         except OSError:  # a pipe whose reader left, a terminal that is gone, a full disk
-            self.console = Console(file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
-            self._progress = None
+            self.console.quiet = True
 
     def _show(self, event: Event) -> None:
         match event:
