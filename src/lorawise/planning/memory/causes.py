@@ -24,7 +24,8 @@ def because(step: "Step") -> dict[str, str]:
         static.GRADIENTS: "of every parameter, in the weights' type"
         if step.method == "full"
         else "of the adapter only, in fp32: the base is frozen" + _slots(step),
-        static.MOMENTS: "AdamW's two"
+        static.MOMENTS: "the two of AdamW for every trained value"
+        + _slots(step)
         + (", 8 bits, the large ones paged" if step.stack.optimizer == "paged-8bit" else ""),
         "adapters in 16 bits": "the copies of A and s·B that products read, kept for backward",
         "attention": f"queries, keys, values, what attention gave and its normalisers, {n.tokens:,} tokens of {kept}",
@@ -36,7 +37,7 @@ def because(step: "Step") -> dict[str, str]:
         "kernel workspace": "flash attention's backward: fp32 sums of dq, and dk and dv for every query head",
         "attention masks": "padded rows: a 16-bit square of the length for each row and layer",
         "dequantised weights": "the one matrix that is multiplied now, in 16 bits",
-        "cuBLAS workspace": "taken once by the first product: 8 MiB, from Hopper on 32",
+        "cuBLAS workspace": "taken once by each thread that multiplies, two of them: 8 MiB, from Hopper on 32",
         "foreach temporaries": "a copy of everything that is updated, while it is",
     }
 
@@ -45,7 +46,7 @@ def _weights(step: "Step") -> str:
     facts = step.facts
     if step.method != "qlora":
         return f"{facts.parameters:,} parameters in {facts.dtype}"
-    wide = "fp32" if step.stack.upcast else facts.dtype
+    wide = {"none": facts.dtype, "norms": f"{facts.dtype}, norms in fp32", "all": "fp32"}[step.stack.upcast]
     return f"linear layers in NF4, half a byte a weight; embedding, head and norms in {wide}"
 
 

@@ -4,23 +4,24 @@ layer   norm · q k v · (norms of q, k) · rotary · attention · output · (no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorawise.facts.model import Matrix, ModelFacts
+from lorawise.planning.memory.attention import Attention, attention
 from lorawise.planning.memory.operations import (
-    Attention,
     Norm,
     Numbers,
     Product,
     activation,
     added,
-    attention,
     copied,
     gated,
+    gelu_in_steps,
     norm,
     product,
     relu,
+    resized,
     rotary,
 )
 from lorawise.planning.memory.tape import Buffer, Tape, Value
@@ -102,6 +103,7 @@ class Pass:
     numbers: Numbers
     make: MakeProduct
     masked: bool = False
+    score_bytes: int = 0  # of each score under a softcap, where attention makes them all
     gradients: list[Buffer] | None = None
     trained: bool = False
 
@@ -113,6 +115,8 @@ class Pass:
         if layer.sandwich:
             out = self._norm(layer, out)
         if layer.parallel:
+            if "post_attention_layernorm" in layer.norms:
+                read = self._norm(layer, x)
             with tape.during(cause="feed-forward"):
                 fed = self._feed_forward(layer, read)
             with tape.during(cause="hidden states"):
@@ -152,8 +156,8 @@ class Pass:
             q, k = (self._head_norm(layer, y, heads) for y, heads in ((q, a.heads), (k, a.key_heads)))
         if facts.model_type not in _LEARNED_POSITIONS:
             q, k = rotary(tape, q), rotary(tape, k)
-        masked = Attention(heads=a.heads, key_heads=a.key_heads, head_dim=a.head_dim, masked=self.masked)
-        out = attention(tape, self.numbers, q, k, v, masked)
+        capped = self.score_bytes if facts.config.get("attn_logit_softcapping") else 0
+        out = attention(tape, self.numbers, q, k, v, replace(a, masked=self.masked, capped=capped))
         del q, k, v
         if facts.model_type in _PARTIAL_ROTARY:
             out = copied(tape, out)
@@ -178,8 +182,28 @@ class Pass:
 
     def _feed_forward(self, layer: Layer, x: Value) -> Value:
         tape, mlp = self.tape, layer.by_role("mlp")
-        if not mlp:
-            return x
+        experts = {m.name.rpartition(".")[2]: m for m in layer.matrices if m.kind == "experts"}
+        if "gate_up_proj" in experts and "down_proj" in experts:
+            routed = self._experts(x, experts["gate_up_proj"], experts["down_proj"], layer.facts.experts_per_token)
+            return routed if not mlp else added(tape, routed, self._dense(layer, x, mlp))
+        return self._dense(layer, x, mlp) if mlp else x
+
+    def _experts(self, x: Value, gate_up: Matrix, down: Matrix, chosen: int) -> Value:
+        """Each token's row once for every expert that it is sent to: T · k rows in all, however they are spread."""
+        tape, n = self.tape, replace(self.numbers, tokens=self.numbers.tokens * max(chosen, 1))
+        sent = resized(tape, x, max(chosen, 1))
+        whole = product(tape, n, sent, self.make(gate_up), gradients=self.gradients)
+        del sent
+        gate, up = self._parted(whole, (1, 1))
+        del whole
+        inner = gated(tape, gate, up)
+        del gate, up
+        out = product(tape, n, inner, self.make(down), gradients=self.gradients)
+        del inner
+        return resized(tape, out, 1 / max(chosen, 1), keep=True)
+
+    def _dense(self, layer: Layer, x: Value, mlp: list[Matrix]) -> Value:
+        tape = self.tape
         named = {m.name.rpartition(".")[2]: m for m in mlp}
         down = mlp[-1]
         if "gate_proj" in named:
@@ -197,7 +221,8 @@ class Pass:
             del gate, up
         else:
             act = str(layer.facts.config.get("activation_function", layer.facts.config.get("hidden_act", "")))
-            inner = (relu if act == "relu" else activation)(tape, self._product(x, mlp[0]))
+            kind = {"relu": relu, "gelu_new": gelu_in_steps}.get(act, activation)
+            inner = kind(tape, self._product(x, mlp[0]))
         del x
         return self._product(inner, down)
 

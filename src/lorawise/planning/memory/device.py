@@ -2,8 +2,10 @@
 
 MIB = 2**20
 
-# torch's default CUBLAS_WORKSPACE_CONFIG (aten/src/ATen/cuda/CUDABlas.cpp): `:4096:2:16:8` before Hopper (8.125 MiB,
-# seen on an A100 and an RTX 4080), `:4096:8` from Hopper on.
+# torch's default CUBLAS_WORKSPACE_CONFIG (aten/src/ATen/cuda/CUDABlas.cpp): `:4096:2:16:8` before Hopper (8.125 MiB),
+# `:4096:8` from Hopper on; one for the thread that goes forward, one for autograd's, since each has a cuBLAS handle of
+# its own. Both were seen on an A100, in published peaks that are otherwise met to the megabyte.
+THREADS = 2
 AMPERE_WORKSPACE = (2 * 4096 + 8 * 16) * 1024
 HOPPER_WORKSPACE = 8 * 4096 * 1024
 _HOPPER = ("h100", "h200", "h800", "gh200", "b100", "b200", "b300", "gb200", "hopper", "blackwell")
@@ -14,11 +16,11 @@ CONTEXT = 500 * MIB
 
 
 def cublas_workspace(device: str) -> int:
-    """Bytes that the first matrix product takes and keeps; 0 where there is no CUDA."""
+    """Bytes that the first products, forward and backward, take and keep; 0 where there is no CUDA."""
     name = device.lower()
     if name in ("cpu", "mps"):
         return 0
-    return HOPPER_WORKSPACE if any(card in name for card in _HOPPER) else AMPERE_WORKSPACE
+    return THREADS * (HOPPER_WORKSPACE if any(card in name for card in _HOPPER) else AMPERE_WORKSPACE)
 
 
 def context_bytes(device: str) -> int:

@@ -14,7 +14,8 @@ from lorawise.base.errors import ConfigError, nearest
 Method = Literal["lora", "qlora", "full"]
 Mode = Literal["speed", "balanced", "frugal"]
 TrainerName = Literal["lorawise", "hf"]
-OptimizerName = Literal["bank", "fused", "foreach", "paged-8bit"]
+OptimizerName = Literal["fused", "foreach", "paged-8bit"]
+Upcast = Literal["none", "norms", "all"]
 
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 MODES: tuple[Mode, ...] = ("speed", "balanced", "frugal")
@@ -69,9 +70,10 @@ class Workload:
 class Stack:
     """How the training stack is set up, beyond what both trainers share.
 
-    optimizer     bank (ours, one flat buffer), fused, foreach (a copy of every update beside), paged-8bit
+    optimizer     fused, foreach (a copy of every update beside), paged-8bit; ours has its own, one flat buffer
     double_quant  NF4's own constants quantised again (QLoRA's choice)
-    upcast        fp32 norms, embedding and head over a 4-bit base, as PEFT's `prepare_model_for_kbit_training`
+    upcast        over a 4-bit base: `all` makes norms, embedding and head fp32, as PEFT's
+                  `prepare_model_for_kbit_training`; `norms` the norms alone, which makes the hidden states fp32 too
     autocast      bf16 autocast around the forward pass, as the Trainer's `bf16: true`
     shifted_loss  the loss copies the logits shifted by one, as transformers did until 4.49
     held_outputs  the caller still holds the model's outputs, logits among them, while it goes backward
@@ -80,16 +82,18 @@ class Stack:
 
     optimizer: OptimizerName = "fused"
     double_quant: bool = True
-    upcast: bool = False
+    upcast: Upcast = "none"
     autocast: bool = False
     shifted_loss: bool = False
     held_outputs: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        known = ("bank", "fused", "foreach", "paged-8bit")
+        known = ("fused", "foreach", "paged-8bit")
         if self.optimizer not in known:
             raise ConfigError(f"optimizer '{self.optimizer}' is not known", cure=nearest(self.optimizer, known))
+        if self.upcast not in ("none", "norms", "all"):
+            raise ConfigError(f"upcast={self.upcast!r}", expected="none, norms or all")
 
 
 @dataclass(frozen=True, kw_only=True)

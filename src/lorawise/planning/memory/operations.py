@@ -37,14 +37,14 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One linear layer. rank 0: frozen alone. packed4: held in NF4, so a product makes the matrix first."""
+    """One linear layer. rank 0: frozen alone; count: of experts in one; packed4: in NF4, made whole for a product."""
 
     inner: int
     outer: int
     rank: int = 0
     adapter: Adapter = "none"
     packed4: bool = False
-    bias: bool = False
+    count: int = 1
 
 
 def product(tape: Tape, n: Numbers, x: Value, p: Product, *, gradients: list[Buffer] | None = None) -> Value:
@@ -99,7 +99,7 @@ def _frozen_backward(
 ) -> Gradients:
     given = _input_gradient(tape, n, x, size, p)
     if kept is not None and gradients is not None:
-        gradients.append(tape.buffer(n.compute * p.inner * p.outer, "gradients"))
+        gradients.append(tape.buffer(n.compute * p.count * p.inner * p.outer, "gradients"))
     return given
 
 
@@ -187,10 +187,10 @@ def norm(tape: Tape, x: Value, cells: int, groups: int, kind: Norm, *, trained: 
     normed = tape.buffer(size) if trained else None
     out = Value(tape.buffer(size), needs=x.needs or trained)
 
-    held = (wide, scale, normed)
+    saved = (wide, scale, normed)
     del wide, scale, normed
 
-    def backward(_: Buffer, kept: object = held) -> Gradients:
+    def backward(_: Buffer, saved: object = saved) -> Gradients:
         tape.brief(*[4 * cells] * 5)
         return [(edge, tape.buffer(size))]
 
@@ -214,81 +214,12 @@ def rotary(tape: Tape, x: Value) -> Value:
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attention:
-    heads: int
-    key_heads: int
-    head_dim: int
-    masked: bool = False
-
-
-def attention(tape: Tape, n: Numbers, q: Value, k: Value, v: Value, a: Attention) -> Value:
-    """Flash attention; under a mask memory-efficient attention, whose mask is a 16-bit square a row, kept a layer."""
-    edges = (q.edge, k.edge, v.edge)
-    fp32 = q.buffer.size >= 4 * n.tokens * a.heads * a.head_dim
-    if fp32 and n.autocast:
-        q, k, v = (_narrowed(tape, x) for x in (q, k, v))
-        edges = (q.edge, k.edge, v.edge)
-    elif fp32 and a.heads != a.key_heads:
-        return _plain_attention(tape, n, q, k, v, a)
-    wide, narrow = q.buffer.size, k.buffer.size
-    kept: list[Buffer] = [q.buffer, k.buffer, v.buffer]
-    if a.masked:
-        if a.heads != a.key_heads:
-            kept[1:] = [tape.buffer(wide), tape.buffer(wide)]
-        kept.append(tape.buffer(n.rows * n.length * -(-n.length // 16) * 16 * n.compute, "attention masks"))
-    kept.append(tape.buffer(4 * a.heads * n.tokens))
-    out = Value(tape.buffer(wide), needs=q.needs or k.needs or v.needs)
-    kept.append(out.buffer)
-
-    def backward(_: Buffer, kept: list[Buffer] = kept) -> Gradients:
-        made = [tape.buffer(wide), *(tape.buffer(wide if a.masked else narrow) for _ in range(2))]
-        if not a.masked:
-            padded = -(-a.head_dim // 32) * 32 if a.head_dim <= 128 else -(-a.head_dim // 64) * 64
-            shared = 2 * wide if a.heads != a.key_heads else 0
-            tape.brief(n.tokens * a.heads * (4 * padded + 4) + shared, cause="kernel workspace")
-        elif a.heads != a.key_heads:
-            made[1:] = [tape.buffer(narrow), tape.buffer(narrow)]
-        return list(zip(edges, made, strict=True))
-
-    tape.node(out.edge, backward)
-    return out
-
-
-def _narrowed(tape: Tape, x: Value) -> Value:
-    """fp32 to 16 bits, as autocast does before attention."""
-    size, edge = x.buffer.size, x.edge
-    y = Value(tape.buffer(size / 2), needs=x.needs)
-    tape.node(y.edge, lambda _: [(edge, tape.buffer(size))])
-    return y
-
-
 def copied(tape: Tape, x: Value) -> Value:
     """The same values laid out anew: both are kept where both are read."""
     size, edge = x.buffer.size, x.edge
     y = Value(tape.buffer(size), needs=x.needs)
     tape.node(y.edge, lambda _: [(edge, tape.buffer(size))])
     return y
-
-
-def _plain_attention(tape: Tape, n: Numbers, q: Value, k: Value, v: Value, a: Attention) -> Value:
-    """fp32 with shared key heads: torch has no kernel, and makes every score (rows · heads · length²)."""
-    wide, narrow, edges = q.buffer.size, k.buffer.size, (q.edge, k.edge, v.edge)
-    scores = 4 * n.rows * a.heads * n.length**2
-    copies = [tape.buffer(wide) for _ in range(3)]
-    tape.brief(scores, scores)
-    weights = tape.buffer(scores)
-    out = Value(tape.buffer(wide), needs=q.needs or k.needs or v.needs)
-
-    kept = (copies, weights)
-    del copies, weights
-
-    def backward(_: Buffer, kept: object = kept) -> Gradients:
-        tape.brief(scores, scores)
-        return [(edge, tape.buffer(size)) for edge, size in zip(edges, (wide, narrow, narrow), strict=True)]
-
-    tape.node(out.edge, backward)
-    return out
 
 
 def gated(tape: Tape, gate: Value, up: Value) -> Value:
@@ -307,11 +238,42 @@ def gated(tape: Tape, gate: Value, up: Value) -> Value:
     return out
 
 
+def resized(tape: Tape, x: Value, times: float, *, keep: bool = False) -> Value:
+    """Rows gathered, or weighted and summed (`keep`: the weights' gradient wants what they weighed)."""
+    size, edge = x.buffer.size, x.edge
+    kept = x.buffer if keep else None
+    if keep:
+        tape.brief(size)
+    out = Value(tape.buffer(size * times), needs=x.needs)
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        if kept is not None:
+            tape.brief(size, size)
+        return [(edge, tape.buffer(size))]
+
+    tape.node(out.edge, backward)
+    return out
+
+
 def relu(tape: Tape, x: Value) -> Value:
     """Keeps what it gave, not what it got."""
     size, edge = x.buffer.size, x.edge
     out = Value(tape.buffer(size), needs=x.needs)
     tape.node(out.edge, lambda _, kept=out.buffer: [(edge, tape.buffer(size))])  # type: ignore[misc]
+    return out
+
+
+def gelu_in_steps(tape: Tape, x: Value) -> Value:
+    """GPT-2's GELU, written out: x, its half, the tanh and one more than it are kept."""
+    size, edge = x.buffer.size, x.edge
+    kept = [x.buffer, *(tape.buffer(size) for _ in range(3))]
+    out = Value(tape.buffer(size), needs=x.needs)
+
+    def backward(_: Buffer, kept: list[Buffer] = kept) -> Gradients:
+        tape.brief(size, size)
+        return [(edge, tape.buffer(size))]
+
+    tape.node(out.edge, backward)
     return out
 
 

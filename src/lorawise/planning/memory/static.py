@@ -33,7 +33,8 @@ def is_packed(matrix: Matrix, facts: ModelFacts, method: Method) -> bool:
 
 def weights(tape: Tape, facts: ModelFacts, method: Method, stack: Stack) -> Iterator[Buffer]:
     """Every parameter of the base; a tied head is the embedding."""
-    wide = 4 if method == "qlora" and stack.upcast else compute_bytes(facts)
+    narrow = compute_bytes(facts)
+    wide = 4 if method == "qlora" and stack.upcast == "all" else narrow
     for matrix in facts.matrices:
         if facts.tied and matrix in facts.heads:
             continue
@@ -45,7 +46,7 @@ def weights(tape: Tape, facts: ModelFacts, method: Method, stack: Stack) -> Iter
         if matrix.bias:
             yield tape.buffer(matrix.experts * matrix.out_features * wide, WEIGHTS)
     for parameter in facts.others:
-        yield tape.buffer(parameter.size * wide, WEIGHTS)
+        yield tape.buffer(parameter.size * (4 if method == "qlora" and stack.upcast != "none" else narrow), WEIGHTS)
 
 
 def _constants(tape: Tape, size: int, stack: Stack) -> Iterator[Buffer]:

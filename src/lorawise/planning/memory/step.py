@@ -1,5 +1,6 @@
 """One optimizer step of either trainer, put on a tape."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,8 +76,9 @@ class Step:
 
     @property
     def hidden_bytes(self) -> int:
-        """Of one hidden state's value: fp32 where PEFT prepared a 4-bit base so."""
-        return 4 if self.method == "qlora" and self.stack.upcast and not self.ours else self.numbers.compute
+        """Of one hidden state's value: fp32 where a 4-bit base was prepared so."""
+        wide = self.method == "qlora" and self.stack.upcast != "none" and not self.ours
+        return 4 if wide else self.numbers.compute
 
     def product_of(self, matrix: Matrix) -> Product:
         packed4 = static.is_packed(matrix, self.facts, self.method)
@@ -92,7 +94,7 @@ class Step:
             rank=rank,
             adapter=adapter,
             packed4=packed4,
-            bias=matrix.bias,
+            count=matrix.experts,
         )
 
     def _micro(self, tape: Tape, gradients: list[Buffer]) -> None:
@@ -102,6 +104,7 @@ class Step:
             numbers=self.numbers,
             make=self.product_of,
             masked=self.workload.masked,
+            score_bytes=self.numbers.compute if not self.ours else 0 if self.workload.packed else 4,
             gradients=None if self.ours else gradients,
             trained=full,
         )
@@ -136,14 +139,14 @@ class Step:
     def _through_layers(self, tape: Tape, run: Pass, x: Value) -> Value:
         layers, every = layers_of(self.facts), EVERY[self.mode]
         middle = self._alike(layers)
-        before: dict[str, int] = {}
+        before: Counter[tuple[int, str]] = Counter()
         for i, layer in enumerate(layers):
             if i in middle:
                 if i == middle.start:
                     x = self._skip(tape, run, x, layers, middle, before)
                 continue
             if i + 2 == WALKED:
-                before = dict(tape.causes)
+                before = Counter(tape.held.values())
             again = every and i % every == 0
             x = tape.checkpointed(lambda y, layer=layer: run.layer(layer, y), x) if again else run.layer(layer, x)  # type: ignore[misc]
         return x
@@ -158,18 +161,19 @@ class Step:
         return range(WALKED, WALKED + count) if len(shapes) == 1 and count > 0 else range(0)
 
     def _skip(
-        self, tape: Tape, run: Pass, x: Value, layers: list[Layer], middle: range, before: dict[str, int]
+        self, tape: Tape, run: Pass, x: Value, layers: list[Layer], middle: range, before: Counter[tuple[int, str]]
     ) -> Value:
         """What the layers of the middle keep, from what the two before them kept, and the gradients they leave."""
         pairs = len(middle) // 2
-        kept = {cause: size - before.get(cause, 0) for cause, size in tape.causes.items()}
-        bulk = [tape.buffer(size, cause) for cause, size in kept.items() if size > 0 for _ in range(pairs)]
+        kept = list((Counter(tape.held.values()) - before).elements())
+        bulk = [tape.buffer(size, cause) for _ in range(pairs) for size, cause in kept]
         out = Value(x.buffer, needs=x.needs)
         left = sum(self._left(layers[i]) for i in middle)
 
         edge = x.edge
 
         def backward(dy: Buffer, bulk: list[Buffer] = bulk) -> Gradients:
+            bulk.clear()  # layer by layer what is kept goes and gradients come: the most is at one end or the other
             if run.gradients is not None and left:
                 run.gradients.append(tape.buffer(left, static.GRADIENTS))
             return [(edge, dy)]
@@ -207,7 +211,7 @@ class Step:
         assert head is not None, "a causal language model has a head"
         with tape.during(cause=loss.LOGITS, phase="the loss"):
             logits = product(tape, self.numbers, x, self._head(head), gradients=run.gradients)
-            if self.hidden_bytes == 4 and not self.stack.autocast:
+            if self.stack.upcast == "all" and self.hidden_bytes == 4 and not self.stack.autocast:
                 logits.buffer = tape.buffer(4 * self.numbers.tokens * head.out_features)
             size = logits.buffer.size
             out, held = logits.edge, logits.buffer if self.stack.held_outputs else None

@@ -26,6 +26,7 @@ class Buffer:
     def __del__(self) -> None:
         self.tape.live -= self.size
         self.tape.causes[self.cause] -= self.size
+        del self.tape.held[self.number]
         self.tape.events.append((self.number, -self.size))
 
 
@@ -69,6 +70,7 @@ class Tape:
         self.instant = self.phase = ""
         self.cause = ""
         self.recording = True
+        self.held: dict[int, tuple[int, str]] = {}  # size and cause of every live buffer, by number
         self.events: list[tuple[int, int]] = []
         self._made = 0
         self._nodes: list[tuple[Edge, Backward]] = []
@@ -78,6 +80,7 @@ class Tape:
         self._made += 1
         made = Buffer(self, rounded, self.cause if cause is None else cause, self._made)
         self.live += rounded
+        self.held[self._made] = rounded, made.cause
         self.events.append((self._made, rounded))
         self.causes[made.cause] += rounded
         if self.live > self.peak:

@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROUNDING = 512
+LITERAL = 4096  # elements of a written-out tensor whose values are remembered
+_LITERALS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 
 Workspace = Callable[..., int]
 
@@ -49,6 +52,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.label = self.phase = "other"
         self._truth = truth
         self._workspaces = dict(workspaces or {})
+        self._written: dict[int, list[int]] = {}
         self._held: dict[int, tuple[int, int, str]] = {}
         self._by_label: Counter[str] = Counter()
         self._live = 0
@@ -111,10 +115,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            value = self._scalar(func, args[0])
+            value = self._scalar(args[0])
             if value is not None:
                 return value
         out = func(*args, **(kwargs or {}))
+        if func in _LITERALS:
+            self._remember(args[0], out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
@@ -125,13 +131,23 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._borrow(taken(*args, **(kwargs or {})))
         return out
 
-    def _scalar(self, func: Any, tensor: Tensor) -> Any:
-        """A number that code reads from a tensor without values: 1, or the truth asked for."""
-        if type(tensor).__name__ != "FakeTensor" or getattr(tensor, "constant", None) is not None:
+    def _scalar(self, tensor: Tensor) -> Any:
+        """A number that code reads from a tensor without values: as it was written, else 1 or the truth asked for."""
+        if not isinstance(tensor, FakeTensor) or tensor.constant is not None:
             return None
+        written = self._written.get(tensor.untyped_storage()._cdata)
+        if written is not None:
+            return written[tensor.storage_offset()]
         if tensor.dtype == torch.bool:
             return self._truth
         return 1.0 if tensor.dtype.is_floating_point else 1
+
+    def _remember(self, literal: Tensor, made: Tensor) -> None:
+        """Whole numbers written out in code (`torch.tensor([…])`), which it may read again: offsets, lengths."""
+        whole = not literal.dtype.is_floating_point and literal.numel() <= LITERAL
+        if whole and isinstance(made, FakeTensor) and not isinstance(literal, FakeTensor):
+            with unset_fake_temporarily():
+                self._written[made.untyped_storage()._cdata] = literal.flatten().tolist()
 
     def _borrow(self, size: int) -> None:
         if size:
@@ -155,6 +171,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _gone(self, key: int) -> None:
         number, size, label = self._held.pop(key)
+        self._written.pop(key, None)
         self._live -= size
         self._by_label[label] -= size
         self.events.append((number, -size))

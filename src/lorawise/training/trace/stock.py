@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.targets import target_modules
-from lorawise.planning.memory.model import Mode, Stack, Workload
+from lorawise.planning.memory.model import Mode, Stack, Upcast, Workload
 from lorawise.training.trace.fakes import Nf4Linear
 from lorawise.training.trace.ledger import Ledger
-from lorawise.training.trace.parts import ADAPTERS, BACKWARD, LOSS, OPTIMIZER, labelled_by_part
+from lorawise.training.trace.parts import ADAPTERS, BACKWARD, OPTIMIZER, labelled_by_part
 
 EVERY = {"speed": 0, "balanced": 2, "frugal": 1}
 
@@ -79,6 +79,8 @@ class StockStep:
                 _adapt(model, self.config, stack.dropout)
         if EVERY[self.mode]:
             model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=EVERY[self.mode])
+        if stack.shifted_loss:
+            model.loss_function = _shifted_loss
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         with ledger.during(OPTIMIZER, phase="optimizer step"):
@@ -92,26 +94,20 @@ class StockStep:
     def _micro(self, ledger: Ledger) -> None:
         shape = (self.workload.rows, self.workload.length)
         ids = torch.zeros(shape, dtype=torch.int64)
+        mask = torch.ones_like(ids)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.stack.autocast):
-            outputs = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            logits = outputs.logits
-            if not self.stack.held_outputs:
-                del outputs
-            with ledger.during(LOSS):
-                loss = _loss(logits, ids, shifted=self.stack.shifted_loss)
+            outputs = self.model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
+        loss = outputs.loss
         if not self.stack.held_outputs:
-            del logits
-        loss.backward()  # type: ignore[no-untyped-call]
+            del outputs
+        loss.backward()
 
 
-def _loss(logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
-    """transformers' loss of a causal model; until 4.49 it copied the logits without the last position."""
-    wide = logits.float()
-    if shifted:
-        picked, targets = wide[..., :-1, :].contiguous(), labels[..., 1:].contiguous()
-        return F.cross_entropy(picked.view(-1, picked.shape[-1]), targets.view(-1))
-    targets = F.pad(labels, (0, 1), value=-100)[..., 1:].contiguous()
-    return F.cross_entropy(wide.view(-1, wide.shape[-1]), targets.view(-1), ignore_index=-100)
+def _shifted_loss(logits: Tensor, labels: Tensor, vocab_size: int, **_: Any) -> Tensor:
+    """transformers' loss of a causal model until 4.49: it copied the logits without the last position."""
+    wide = logits.float()  # held until the loss is there, as it was
+    picked, targets = wide[..., :-1, :].contiguous(), labels[..., 1:].contiguous()
+    return F.cross_entropy(picked.view(-1, vocab_size), targets.view(-1))
 
 
 def _adapt(model: PreTrainedModel, config: LoraConfig, dropout: float) -> None:
@@ -121,10 +117,10 @@ def _adapt(model: PreTrainedModel, config: LoraConfig, dropout: float) -> None:
         setattr(model.get_submodule(parent), leaf, StockLora(base, config.rank_of(name), dropout))
 
 
-def upcast(model: PreTrainedModel) -> None:
-    """Every 16-bit parameter to fp32, as `prepare_model_for_kbit_training` does; 4-bit weights stay."""
-    for module in model.modules():
-        if isinstance(module, Nf4Linear):
+def upcast(model: PreTrainedModel, which: Upcast) -> None:
+    """16-bit parameters to fp32: all, as `prepare_model_for_kbit_training` does (4-bit weights stay), or the norms'."""
+    for name, module in model.named_modules():
+        if which == "none" or isinstance(module, Nf4Linear) or (which == "norms" and "norm" not in name):
             continue
         for parameter in module.parameters(recurse=False):
             if parameter.dtype in (torch.float16, torch.bfloat16):

@@ -40,7 +40,7 @@ BECAUSE = {
     "logits and loss": "logits, their fp32 copy and what the loss makes of them",
     "backward": "gradients of activations, residual sums, and what the loss takes chunk by chunk",
     "kernel workspace": "what a kernel takes for the time of one operation",
-    "cuBLAS workspace": "taken once by the first matrix product",
+    "cuBLAS workspace": "taken once by each thread that multiplies",
 }
 
 
@@ -83,8 +83,7 @@ def trace(
         base = fakes.fake_model(settings, _DTYPES[dtype])
         if method == "qlora":
             fakes.quantise(base, double_quant=stack.double_quant, compute_dtype=_DTYPES[dtype])
-            if stack.upcast:
-                upcast(base)
+            upcast(base, stack.upcast)
         ledger.settle()
     step: OurStep | StockStep
     if trainer == "lorawise":

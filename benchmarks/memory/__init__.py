@@ -1,0 +1,1 @@
+"""Predicted memory beside measured, and beside other estimators."""
