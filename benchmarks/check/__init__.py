@@ -1,0 +1,1 @@
+"""`lorawise check` beside peft-doctor on one corpus."""
