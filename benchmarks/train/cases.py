@@ -2,7 +2,7 @@
 
 `uneven`  chats of very different lengths, cut at 1,024 tokens: several support messages answered in one conversation,
           their number drawn from a heavy tail. Padding is the cost here.
-`equal`   short rows of one length, 48 tokens: no padding, so what is left is the step itself.
+`equal`   short rows of plain text, all cut to 48 tokens: no padding, so what is left is the step itself.
 
 Every arm trains the same tokens: rows are tokenised once by lorawise and handed to the peers with their labels.
 """
@@ -43,15 +43,21 @@ def write_rows(case: Case, folder: Path) -> tuple[Path, Path]:
     source = [json.loads(line) for line in _support("train").splitlines()]
     held = [json.loads(line) for line in _support("validation").splitlines()]
     train, validation = folder / f"{case.name}-train.jsonl", folder / f"{case.name}-validation.jsonl"
-    _write(train, _conversations(case, source, case.rows, seed=1))
-    _write(validation, _conversations(case, held, 24, seed=2))
+    rows = _conversations if case.name == "uneven" else _texts
+    _write(train, rows(source, case.rows, seed=1))
+    _write(validation, rows(held, 24, seed=2))
     return train, validation
 
 
-def _conversations(case: Case, source: list[dict], count: int, *, seed: int) -> Iterator[dict]:
+def _texts(source: list[dict], count: int, *, seed: int) -> Iterator[dict]:
+    for row in random.Random(seed).sample(source, count):
+        yield {"text": " ".join(m["content"] for m in row["messages"] if m["role"] != "system")}
+
+
+def _conversations(source: list[dict], count: int, *, seed: int) -> Iterator[dict]:
     draw = random.Random(seed)
     for _ in range(count):
-        turns = min(14, max(1, round(draw.lognormvariate(0.6, 0.9)))) if case.name == "uneven" else 1
+        turns = min(14, max(1, round(draw.lognormvariate(0.6, 0.9))))
         picked = draw.sample(source, turns)
         system = [m for m in picked[0]["messages"] if m["role"] == "system"]
         yield {"messages": system + [m for row in picked for m in row["messages"] if m["role"] != "system"]}
