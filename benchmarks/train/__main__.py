@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Path) -> dict[str, Any]:
-    train, validation = write_rows(case, scratch)
+    train, validation = write_rows(case, ChatTokenizer.open(model), scratch)
     tokenised, tokens = tokenise(train, model, case)
     held, _ = tokenise(validation, model, case)
     rounds: list[dict[str, Any]] = []
