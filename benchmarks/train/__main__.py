@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Path) -> dict[str, Any]:
-    train, validation = write_rows(case, scratch)
+    train, validation = write_rows(case, ChatTokenizer.open(model), scratch)
     tokenised, tokens = tokenise(train, model, case)
     held, _ = tokenise(validation, model, case)
     rounds: list[dict[str, Any]] = []
@@ -188,15 +188,7 @@ def _python(*arguments: str, capture: bool = False) -> str:
 def show(result: dict[str, Any]) -> None:
     rounds = result["rounds"]
     table = Table(title=f"{result['case']['name']}: {result['rows']} rows, {result['real_tokens']:,} real tokens")
-    for heading in (
-        "arm",
-        "real tokens/s",
-        "lorawise is",
-        "peak memory",
-        "of its memory",
-        "validation loss",
-        "gradient norm",
-    ):
+    for heading in ("arm", "tokens/s", "ours is", "memory", "ours is", "loss", "gradient norm"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in rounds[0]:
         speed = statistics.median(done[arm]["tokens_per_second"] for done in rounds)
@@ -204,7 +196,7 @@ def show(result: dict[str, Any]) -> None:
         faster = least = ""
         if arm != "lorawise" and "lorawise" in rounds[0]:
             ratios = [done["lorawise"]["tokens_per_second"] / done[arm]["tokens_per_second"] for done in rounds]
-            faster = f"{statistics.median(ratios):.2f}× as fast"
+            faster = f"{statistics.median(ratios):.2f}×"
             least = f"{statistics.median(d['lorawise']['peak_memory'] / d[arm]['peak_memory'] for d in rounds):.2f}×"
         norms = [norm for done in rounds for norm in done[arm]["gradient_norms"]]
         loss = result["validation_loss"][arm]

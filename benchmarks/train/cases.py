@@ -2,7 +2,7 @@
 
 `uneven`  chats of very different lengths, cut at 1,024 tokens: several support messages answered in one conversation,
           their number drawn from a heavy tail. Padding is the cost here.
-`equal`   short rows of one length, 48 tokens: no padding, so what is left is the step itself.
+`equal`   short rows of plain text, 48 tokens each: no padding, so what is left is the step itself.
 
 Every arm trains the same tokens: rows are tokenised once by lorawise and handed to the peers with their labels.
 """
@@ -12,7 +12,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
+
+from lorawise.data.tokenizer import ChatTokenizer
 
 ROWS_PER_STEP = 16  # the guide's batch 4 × accumulation 4
 
@@ -38,20 +41,33 @@ CASES = {
 }
 
 
-def write_rows(case: Case, folder: Path) -> tuple[Path, Path]:
-    """The training and validation rows of a case as JSONL of messages."""
+def write_rows(case: Case, tokenizer: ChatTokenizer, folder: Path) -> tuple[Path, Path]:
+    """The training and validation rows of a case as JSONL: of messages, or of text as long as the case says."""
     source = [json.loads(line) for line in _support("train").splitlines()]
     held = [json.loads(line) for line in _support("validation").splitlines()]
     train, validation = folder / f"{case.name}-train.jsonl", folder / f"{case.name}-validation.jsonl"
-    _write(train, _conversations(case, source, case.rows, seed=1))
-    _write(validation, _conversations(case, held, 24, seed=2))
+    if case.name == "uneven":
+        _write(train, _conversations(source, case.rows, seed=1))
+        _write(validation, _conversations(held, 24, seed=2))
+    else:
+        _write(train, islice(_texts(source, tokenizer, case.max_length), case.rows))
+        _write(validation, islice(_texts(held, tokenizer, case.max_length), 24))
     return train, validation
 
 
-def _conversations(case: Case, source: list[dict], count: int, *, seed: int) -> Iterator[dict]:
+def _texts(source: list[dict], tokenizer: ChatTokenizer, length: int) -> Iterator[dict]:
+    """The beginning of every conversation as plain text that, with its end, has exactly `length` tokens."""
+    for row in source:
+        whole = " ".join(m["content"] for m in row["messages"] if m["role"] != "system")
+        text = tokenizer.decode(tokenizer.encode(whole)[0][: length - 1])
+        if len(tokenizer.encode(text)[0]) == length - 1:
+            yield {"text": text}
+
+
+def _conversations(source: list[dict], count: int, *, seed: int) -> Iterator[dict]:
     draw = random.Random(seed)
     for _ in range(count):
-        turns = min(14, max(1, round(draw.lognormvariate(0.6, 0.9)))) if case.name == "uneven" else 1
+        turns = min(14, max(1, round(draw.lognormvariate(0.6, 0.9))))
         picked = draw.sample(source, turns)
         system = [m for m in picked[0]["messages"] if m["role"] == "system"]
         yield {"messages": system + [m for row in picked for m in row["messages"] if m["role"] != "system"]}
