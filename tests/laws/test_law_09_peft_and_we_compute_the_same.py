@@ -21,7 +21,7 @@ from tests.tiny import tiny_model
 from transformers import PreTrainedModel
 
 from lorawise import LoraConfig
-from lorawise.lora import adapters_of, attach, eject, inject
+from lorawise.lora import adapters_of, attach, inject
 from lorawise.lora.wrapping import base_modules
 from lorawise.store import load_adapter, save_adapter
 
@@ -233,10 +233,8 @@ def test_any_setting_of_peft_computes_the_same_here(
         llama(),
         **{"r": r, "lora_alpha": alpha, "use_rslora": rslora, "target_modules": targets},
         **{"rank_pattern": ranks, "alpha_pattern": alphas},
-    )
+    ).double()  # an alpha of 40 at rank 1 makes logits whose fp32 rounding is beyond any fixed tolerance
+    ours = llama().double()
     with tempfile.TemporaryDirectory() as folder:
-        attach(LLAMA, {"theirs": load_adapter(peft_saved(theirs, Path(folder)))})
-    try:
-        torch.testing.assert_close(logits_of(LLAMA), logits_of(theirs), atol=1e-4, rtol=1e-5)
-    finally:
-        eject(LLAMA)
+        attach(ours, {"theirs": load_adapter(peft_saved(theirs, Path(folder)))})
+    torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-9, rtol=1e-9)
