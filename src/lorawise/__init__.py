@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from lorawise.checking.checker import check as check
     from lorawise.lora.config import LoraConfig as LoraConfig
     from lorawise.models.load import load as load
+    from lorawise.planning.plan import plan as plan
     from lorawise.training.run import train as train
 
 _HOMES = {
     "LoraConfig": "lorawise.lora.config",
     "check": "lorawise.checking.checker",
     "load": "lorawise.models.load",
+    "plan": "lorawise.planning.plan",
     "train": "lorawise.training.run",
 }
 
-__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "train"]
+__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "plan", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -22,6 +22,7 @@ from lorawise.cli.check import check
 from lorawise.cli.demo import demo
 from lorawise.cli.eval import evaluate
 from lorawise.cli.outcome import Outcome
+from lorawise.cli.plan import plan
 from lorawise.cli.train import train
 
 WHERE_TO_REPORT = "https://github.com/lorawise/lorawise/issues"
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": list(HELP)},
 )
 app.command("demo")(demo)
+app.command("plan")(plan)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("chat")(chat)
