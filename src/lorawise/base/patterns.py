@@ -34,6 +34,35 @@ def full_match(pattern: str, text: str) -> bool:
         ) from None
 
 
+def matches_key(key: str, name: str) -> bool:
+    r"""Whether PEFT's pattern key names a module: the regex `(.*\.)?(key)` on the whole name.
+
+    A key that is a plain name is compared as text: an adapter with a rank for each of its thousand modules has a
+    thousand of them, each asked about every module.
+    """
+    plain = _plain_name(key)
+    if plain is None:
+        return full_match(rf"(.*\.)?({key})", name)
+    if not name.endswith(plain.rpartition(".")[2]):
+        return False
+    end = name[-len(plain) :]
+    before = name[: -len(plain)]
+    fits = end == plain if "\\" in key or "." not in key else len(end) == len(plain) and _fits(plain, end)
+    return fits and (not before or (before.endswith(".") and not key.startswith("^")))
+
+
+@lru_cache(maxsize=8192)
+def _plain_name(key: str) -> str | None:
+    r"""`a\.b` or `a.b`, all dots escaped or none, with or without ^ before it, as a name; None for any other regex."""
+    found = re.fullmatch(r"\^?((?:\w|-)+(?:\\\.(?:\w|-)+)*|(?:\w|-)+(?:\.(?:\w|-)+)*)", key)
+    return found[1].replace("\\", "") if found and len(key) <= MAX_LENGTH else None
+
+
+def _fits(plain: str, end: str) -> bool:
+    """An unescaped dot stands for any character."""
+    return all(wanted in (".", found) for wanted, found in zip(plain, end, strict=True))
+
+
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> _Pattern:
     import regex

@@ -17,6 +17,7 @@ import typer
 
 from lorawise import __version__
 from lorawise.base.errors import LorawiseError
+from lorawise.cli.adapter_store import adapter as adapter_commands
 from lorawise.cli.chat import chat
 from lorawise.cli.check import check
 from lorawise.cli.demo import demo
@@ -43,6 +44,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("chat")(chat)
 app.command("check")(check)
+app.add_typer(adapter_commands)
 
 
 @app.callback()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from lorawise.base.errors import ConfigError, nearest
-from lorawise.base.patterns import full_match
+from lorawise.base.patterns import matches_key
 
 V = TypeVar("V")
 Bias = Literal["none", "all", "lora_only"]
@@ -185,7 +185,7 @@ def _are_names(value: object) -> bool:
 
 def pattern_matches(expression: str, module: str) -> bool:
     """Whether a key of `rank_pattern` or `alpha_pattern` means this module: the whole name or its last components."""
-    return full_match(rf"(.*\.)?({expression})", module)
+    return matches_key(expression, module)
 
 
 def _is_rank(value: object) -> bool:

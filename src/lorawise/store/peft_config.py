@@ -13,7 +13,7 @@ from typing import Any
 
 from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.base.patterns import full_match
-from lorawise.lora.config import PRESETS, LoraConfig
+from lorawise.lora.config import PRESETS, LoraConfig, pattern_matches
 from lorawise.lora.weights import StoredAdapter, Task
 
 WRITTEN_FOR = "0.21.2"  # the PEFT release whose fields we write
@@ -265,7 +265,7 @@ def _in_any_order(
 ) -> dict[str, Any]:
     """`pattern` without the keys that match nothing (PEFT warns of them), or, where the order of its keys decides, its
     values spelt out by module: PEFT sorts the keys when it saves."""
-    matched = {key: [name for name in names if full_match(rf"(.*\.)?({key})", name)] for key in pattern}
+    matched = {key: [name for name in names if pattern_matches(key, name)] for key in pattern}
     if all(value_of(config, name) == value_of(ordered, name) for name in names):
         return {key: _plain(value) for key, value in pattern.items() if matched[key]}
     chosen = set().union(*matched.values())

@@ -27,6 +27,7 @@ from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite,
 from lorawise.store.provenance import Provenance, record_of, setting_of, verified
 
 CONFIG, TENSORS, PROVENANCE, CARD = "adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"
+PICKLE = "adapter_model.bin"  # of old PEFT; `pickled` reads it when asked
 MAX_JSON = 16 * 2**20  # bytes; the config of an adapter on ten thousand modules, all named in full, has 1 MB
 
 
@@ -155,11 +156,12 @@ def _tensor_file(folder: Path) -> Path:
     path = folder / TENSORS
     if path.is_file():
         return path
-    if (folder / "adapter_model.bin").exists():
+    if (folder / PICKLE).exists():
         raise AdapterError(
-            f"{folder} holds adapter_model.bin, a pickle, which may run code when it is read",
+            f"{folder} holds {PICKLE}, a pickle, which may run code when it is read",
             expected=TENSORS,
-            cure="where you trust it, load it in PEFT and save_pretrained() it: that writes safetensors",
+            cure=f"lorawise adapter normalize {folder} --from-pickle -o DIR reads its tensors and runs nothing; or, "
+            "where you trust it, load it in PEFT and save_pretrained() it",
         )
     raise AdapterError(f"{path} is missing", expected="the adapter's tensors", cure=DAMAGED)
 

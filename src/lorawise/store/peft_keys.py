@@ -79,7 +79,7 @@ def finite(tensor: StoredTensor, name: str, *, cure: str) -> StoredTensor:
     return replace(tensor, bits=bits)
 
 
-def check_types(tensors: Mapping[str, TensorHeader]) -> None:
+def check_types(tensors: Mapping[str, TensorHeader] | Mapping[str, StoredTensor]) -> None:
     """Refuse a file whose keys are not PEFT's or whose types an adapter does not have."""
     problems = [f"{key} has type {tensor.dtype}" for key, tensor in tensors.items() if tensor.dtype not in _DTYPES]
     problems += [f"{key!r} is no key of a PEFT adapter" for key in tensors if not _is_key(key)]

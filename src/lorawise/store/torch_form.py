@@ -77,7 +77,8 @@ def stored_tensor(tensor: torch.Tensor) -> StoredTensor:
         array: NDArray[Any] = (held.view(torch.uint16) if held.dtype == torch.bfloat16 else held).numpy()
         return array
 
-    return StoredTensor(dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), bits=bits)
+    name = _NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+    return StoredTensor(dtype=name, shape=tuple(tensor.shape), bits=bits)
 
 
 def _tensor(stored: StoredTensor) -> torch.Tensor:
