@@ -3,7 +3,7 @@
 import pytest
 
 from lorawise.base.errors import ConfigError
-from lorawise.base.patterns import full_match
+from lorawise.base.patterns import full_match, matches_key
 
 
 def test_an_honest_pattern_matches_the_whole_name() -> None:
@@ -25,3 +25,17 @@ def test_an_honest_pattern_matches_the_whole_name() -> None:
 def test_a_hostile_pattern_is_a_config_error(pattern: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
         full_match(pattern, "model.layers.0.self_attn.q_proj")
+
+
+names = st.lists(st.sampled_from(["q_proj", "layers", "0", "10", "mlp", "down-proj", "a"]), min_size=1, max_size=4)
+
+
+@given(names, names, st.sampled_from(["plain", "escaped", "anchored"]), st.booleans())
+def test_a_key_that_is_a_name_means_what_its_regex_means(
+    key: list[str], name: list[str], form: str, ends_alike: bool
+) -> None:
+    text = ".".join([*name, *key] if ends_alike else name)
+    pattern = ".".join(key) if form == "plain" else r"\.".join(key)
+    pattern = f"^{pattern}" if form == "anchored" else pattern
+    for candidate in (text, text.replace(".", "x")):
+        assert matches_key(pattern, candidate) == full_match(rf"(.*\.)?({pattern})", candidate)
