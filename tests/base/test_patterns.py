@@ -1,6 +1,8 @@
 """A regular expression from a file can neither run for years nor take the memory."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorawise.base.errors import ConfigError
 from lorawise.base.patterns import full_match, matches_key

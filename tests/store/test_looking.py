@@ -68,7 +68,7 @@ def test_distance_cosine_and_interference_are_the_dense_ones(one: AdapterWeights
             continue
         assert layer.distance == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-9)
         assert layer.cosine == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())), abs=1e-9)
-        u, s, vt = torch.linalg.svd(a, full_matrices=False)
+        _, s, vt = torch.linalg.svd(a, full_matrices=False)
         held = s.square().cumsum(0) / s.square().sum()
         reads = vt[: int((held < 0.99 * (1 - 1e-12)).sum()) + 1]
         assert layer.interference is not None

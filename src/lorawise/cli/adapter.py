@@ -1,5 +1,6 @@
 """`lorawise adapter`: adapter algebra on files alone; no base model is opened and torch is not loaded."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -282,10 +283,9 @@ def _written(
 def _weighted(part: str) -> tuple[str, float]:
     """`legal=0.7` → (legal, 0.7)."""
     name, _, weight = part.rpartition("=")
-    try:
-        return name, float(weight) if name else float("nan")
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        if name:
+            return name, float(weight)
     raise typer.BadParameter(f"'{part}' is not ADAPTER=WEIGHT, such as legal=0.7")
 
 

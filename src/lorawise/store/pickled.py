@@ -5,6 +5,7 @@ is refused. Keys, shapes and types are then judged like those of any other adapt
 """
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +18,17 @@ from lorawise.store.peft_keys import DAMAGED, check_types, finite
 from lorawise.store.provenance import stored_digest
 from lorawise.store.torch_form import stored_tensor
 
+# What torch's reader of pickles raises on bytes that are none.
+_TORN = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 _CURE = "load it in PEFT where you trust it, and save_pretrained() it"
 
 
@@ -33,8 +45,10 @@ def open_pickled(folder: Path) -> Source:
 
 def _read(path: Path, fields: dict[str, object]) -> StoredAdapter:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols say nothing to the one who asked
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except _TORN as problem:
         found = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise AdapterError(f"{path}: {found[:200]}", expected="a pickle of tensors alone", cure=_CURE) from None
     except OSError as problem:
