@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lorawise import lora as lora
     from lorawise.checking.checker import check as check
     from lorawise.lora.config import LoraConfig as LoraConfig
+    from lorawise.merging.merge import merge as merge
+    from lorawise.merging.verify import verify as verify
     from lorawise.models.load import load as load
     from lorawise.planning.plan import plan as plan
     from lorawise.training.run import train as train
@@ -20,11 +22,13 @@ _HOMES = {
     "LoraConfig": "lorawise.lora.config",
     "check": "lorawise.checking.checker",
     "load": "lorawise.models.load",
+    "merge": "lorawise.merging.merge",
     "plan": "lorawise.planning.plan",
     "train": "lorawise.training.run",
+    "verify": "lorawise.merging.verify",
 }
 
-__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "plan", "train"]
+__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "merge", "plan", "train", "verify"]
 
 
 def __getattr__(name: str) -> object:

@@ -22,9 +22,11 @@ from lorawise.cli.chat import chat
 from lorawise.cli.check import check
 from lorawise.cli.demo import demo
 from lorawise.cli.eval import evaluate
+from lorawise.cli.merge import merge
 from lorawise.cli.outcome import Outcome
 from lorawise.cli.plan import plan
 from lorawise.cli.train import train
+from lorawise.cli.verify import verify
 
 WHERE_TO_REPORT = "https://github.com/lorawise/lorawise/issues"
 
@@ -44,6 +46,8 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("chat")(chat)
 app.command("check")(check)
+app.command("merge")(merge)
+app.command("verify")(verify)
 app.add_typer(adapter_commands)
 
 
