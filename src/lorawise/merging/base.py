@@ -14,7 +14,8 @@ from typing import Any
 from lorawise.base.errors import ModelError
 from lorawise.base.roles import role_of
 from lorawise.base.safetensors import SafetensorsFile, TensorHeader
-from lorawise.models.files import ModelFiles, weight_files
+from lorawise.facts.folder import weight_files
+from lorawise.models.files import ModelFiles
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"

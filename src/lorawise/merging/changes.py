@@ -56,7 +56,7 @@ class Update:
             B: NDArray[Any]
             A, B = (half.values().astype(kind) for half in parent.adapter.layers[self.module])
             factor = parent.weight * parent.adapter.config.scaling_of(self.module)
-            left.append((A.T if transposed else B) * factor)
+            left.append(np.multiply(A.T if transposed else B, kind(factor)))
             right.append(B.T if transposed else A)
         return Factors(
             left=np.ascontiguousarray(np.concatenate(left, axis=1)),
