@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from lorawise.base.errors import ConfigError
 from lorawise.checking.manual import manual, page
 from lorawise.checking.rules import RULES
-from lorawise.checking.rules.trainer import REMOVED, REMOVED_IN_5, TO_CONFIG
+from lorawise.checking.rules.arguments import REMOVED, REMOVED_IN_5, TO_CONFIG
 from lorawise.checking.script_setting import LORA_ARGUMENTS, LORA_DEFAULTS, TRAINING_DEFAULTS
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,18 @@
 """Every rule: importing this fills the registry."""
 
-from lorawise.checking.rules import adapters, files, fits, ranks, rows, runs, scaling, template, trainer
+from lorawise.checking.rules import (
+    adapters,
+    arguments,
+    engines,
+    files,
+    fits,
+    ranks,
+    rows,
+    runs,
+    scaling,
+    template,
+    trainer,
+)
 from lorawise.checking.rules.rule import RULES, Fix, Hit, Rule
 
 __all__ = [
@@ -9,6 +21,8 @@ __all__ = [
     "Hit",
     "Rule",
     "adapters",
+    "arguments",
+    "engines",
     "files",
     "fits",
     "ranks",
