@@ -74,7 +74,10 @@ def test_blocks_equal_attention_written_out(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.012), (torch.float16, 0.0015)])
-@pytest.mark.parametrize("rule", [Rule(scale=0.125), Rule(scale=0.125, window=40), Rule(scale=0.125, softcap=20.0)])
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(scale=0.125), Rule(scale=0.09), Rule(scale=0.125, window=40), Rule(scale=0.125, softcap=20.0)],
+)
 def test_sixteen_bits_stay_within_their_rounding_even_where_scores_are_large(
     dtype: torch.dtype, tolerance: float, rule: Rule
 ) -> None:
@@ -110,3 +113,24 @@ def test_nan_in_one_slot_leaves_the_others_bits() -> None:
 def test_documents_of_equal_length_share_a_product_wherever_they_lie() -> None:
     batches = list(causal_blocks._batches((5, 5, 7, 5, 7, 7), n=1, key_heads=2, heads=4))
     assert [(b.length, b.runs) for b in batches] == [(5, ((0, 2), (17, 1))), (7, ((10, 1), (22, 2)))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_fused_forward_gives_what_the_blocks_give(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, rule = [150, 3, 70, 1], Rule(scale=96**-0.5)
+    states = [x.detach().to(dtype).requires_grad_() for x in random_states(2, 6, 2, 224, d=96, width=96)]
+    results = []
+    for fused in (True, False):
+        monkeypatch.setattr(causal_blocks, "has_fused_forward", lambda *_, fused=fused: fused)
+        out = causal_attention(*states, lengths, rule)
+        results.append((out, *torch.autograd.grad(out.square().sum(), states)))
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b.double()).norm() / b.double().norm() < 16 * torch.finfo(dtype).eps
+
+
+def test_a_query_that_is_nan_is_answered_with_nan() -> None:
+    states = [x.detach() for x in random_states(1, 6, 2, 8)]
+    states[0][0, 2, 3] = torch.nan
+    out = causal_attention(*states, [5, 3], Rule(scale=0.4))
+    assert out[0, 3, 2].isnan().all()
+    assert out.isnan().sum() == 8

@@ -5,7 +5,8 @@
 
 f is the identity, or cap·tanh(·/cap). Saved for backward: Q, K, V, out and L; P is made again, one block at a time,
 so memory is linear in the length. Subtracting L or D is part of the product (two more columns of Q and dO against ones
-in K and V), so that in 16 bits the numbers that get rounded are the small ones, near zero where P is large.
+in K and V), so that in 16 bits the numbers that get rounded are the small ones, near zero where P is large. Where torch
+has a fused kernel for the forward (`fused_attention`), out and L come from it; its backward is slower than this one.
 
 Shapes: query (n, H, T, d), key (n, K, T, d), value (n, K, T, v), out (n, T, H, v). One row of T tokens holds the
 documents one after the other, the same for all n. Inside, heads that share a key head are one matrix:
@@ -22,8 +23,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from lorawise.models.fused_attention import fused_forward, has_fused_forward
+
 QUERY_BLOCK = 128  # queries at a time; a causal block of b queries wastes b/2 products a query
-SCORES_AT_ONCE = 2**21  # elements of one block's P, small enough to stay in the cache between two products
+SCORES_AT_ONCE = 2**19  # elements of one block's P, small enough to stay in the cache between two products
+TOKENS_AT_ONCE = 128  # of a sum in the wide type, for the same reason
 SHIFTS = 2  # columns that carry a number in two parts, for 16-bit types hold 8 or 11 bits each
 
 
@@ -52,11 +56,18 @@ class _CausalAttention(Function):
         n, heads, tokens, _ = query.shape
         out = query.new_empty(n, tokens, heads, value.shape[-1])
         norm = query.new_empty(n, tokens, heads, dtype=_wide(query))
-        for batch in _batches(lengths, n, key.shape[1], heads):
-            q, k, v = batch.queries(query, rule.scale), batch.keys(key, ones=True), batch.keys(value, ones=False)
-            batch_out, batch_norm = _forward(batch, q, k, v, rule, sinks)
-            batch.put_queries(out, batch_out)
-            batch.put_queries(norm.unsqueeze(-1), batch_norm.unsqueeze(-1))
+        if sinks is None and rule.window is None and rule.softcap is None and has_fused_forward(query, value):
+            fused_forward(query, key, value, lengths, rule.scale, out=out, norm=norm)
+        else:
+            for batch in _batches(lengths, n, key.shape[1], heads):
+                q, k, v = (
+                    batch.queries(query),
+                    batch.keys(key, ones=True, scale=rule.scale),
+                    batch.keys(value, ones=False),
+                )
+                batch_out, batch_norm = _forward(batch, q, k, v, rule, sinks)
+                batch.put_queries(out, batch_out)
+                batch.put_queries(norm.unsqueeze(-1), batch_norm.unsqueeze(-1))
         ctx.save_for_backward(query, key, value, out, norm)
         ctx.lengths, ctx.rule = lengths, rule
         return out
@@ -66,15 +77,14 @@ class _CausalAttention(Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, norm = ctx.saved_tensors
         n, heads, tokens, _ = query.shape
-        spread = torch.linalg.vecdot(d_out.to(norm.dtype), out.to(norm.dtype))
+        spread = _products_of_rows(d_out, out, norm.dtype)
         d_query, d_key, d_value = (x.new_empty(n, tokens, x.shape[1], x.shape[3]) for x in (query, key, value))
         for batch in _batches(ctx.lengths, n, key.shape[1], heads):
-            q = batch.queries(query, ctx.rule.scale, minus=norm)
-            dy = batch.queries(d_out.transpose(1, 2), 1.0, minus=spread)
-            k, v = batch.keys(key, ones=True), batch.keys(value, ones=True)
+            q, dy = batch.queries(query, minus=norm), batch.queries(d_out.transpose(1, 2), minus=spread)
+            k, v = batch.keys(key, ones=True, scale=ctx.rule.scale), batch.keys(value, ones=True)
             dq, dk, dv = _backward(batch, q, k, v, dy, ctx.rule)
-            batch.put_queries(d_query, dq.mul_(ctx.rule.scale))
-            batch.put_keys(d_key, dk)
+            batch.put_queries(d_query, dq)
+            batch.put_keys(d_key, dk.mul_(ctx.rule.scale))
             batch.put_keys(d_value, dv)
         return d_query.transpose(1, 2), d_key.transpose(1, 2), d_value.transpose(1, 2), None, None, None
 
@@ -93,12 +103,12 @@ class _Batch:
     def count(self) -> int:
         return sum(documents for _, documents in self.runs)
 
-    def queries(self, x: Tensor, scale: float, minus: Tensor | None = None) -> Tensor:
-        """(m, t·G, width + 2) of x (n, H, T, width): scale·x, then −`minus` (n, T, H) in two parts, or zeros."""
+    def queries(self, x: Tensor, minus: Tensor | None = None) -> Tensor:
+        """(m, t·G, width + 2) of x (n, H, T, width), then −`minus` (n, T, H) in two parts, or zeros."""
         width = x.shape[-1]
         packed = x.new_empty(self.count, self.n, self.key_heads, self.length, self.group, width + SHIFTS)
         for part, run in self._parts(packed):
-            torch.mul(self._run(x.transpose(1, 2), run), scale, out=part[..., :width])
+            part[..., :width] = self._run(x.transpose(1, 2), run)
             if minus is None:
                 part[..., width:] = 0
             else:
@@ -107,12 +117,14 @@ class _Batch:
                 part[..., width + 1] = shift - part[..., width]
         return packed.view(-1, self.length * self.group, width + SHIFTS)
 
-    def keys(self, x: Tensor, *, ones: bool) -> Tensor:
-        """(m, t, width) of x (n, K, T, width), with two more columns of ones when asked."""
+    def keys(self, x: Tensor, *, ones: bool, scale: float | None = None) -> Tensor:
+        """(m, t, width) of scale·x (n, K, T, width), with two more columns of ones when asked."""
         width = x.shape[-1]
         packed = x.new_empty(self.count, self.n, self.key_heads, self.length, width + (SHIFTS if ones else 0))
         for part, run in self._parts(packed):
             part[..., :width] = self._run(x.transpose(1, 2), run).squeeze(-2)
+        if scale is not None:
+            packed.mul_(scale)
         packed[..., width:] = 1
         return packed.view(-1, self.length, packed.shape[-1])
 
@@ -157,6 +169,15 @@ def _batches(lengths: tuple[int, ...], n: int, key_heads: int, heads: int) -> It
         for first in range(0, len(starts), some):
             runs = tuple(_runs(starts[first : first + some], length))
             yield _Batch(length=length, runs=runs, n=n, key_heads=key_heads, group=group)
+
+
+def _products_of_rows(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, T, H): rowsum(a ∘ b) in `dtype`, for a and b (n, T, H, width)."""
+    products = a.new_empty(a.shape[:-1], dtype=dtype)
+    for start in range(0, a.shape[1], TOKENS_AT_ONCE):
+        here = slice(start, start + TOKENS_AT_ONCE)
+        products[:, here] = (a[:, here].to(dtype) * b[:, here]).sum(-1)
+    return products
 
 
 def _runs(starts: Sequence[int], length: int) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from lorawise.models.packing import PACKED, packing_support
 from lorawise.models.window import require_known_tokens, window_of_model
 from lorawise.runfile import RunFile
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
+from lorawise.training.heap import keep_freed_memory
 from lorawise.training.inputs import Inputs
 from lorawise.training.loop import Trainer, trained_parameters
 from lorawise.training.memory import choose_mode, choose_tokens, keep_activations
@@ -53,6 +54,8 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
     run = run.with_values({"base.dtype": choose_dtype(files.folder, run.base.dtype, device).name})
     labels = inputs.labels if inputs.head else None
     model = open_model(files, dtype=run.base.dtype, device=device, labels=labels, seed=run.train.seed)
+    if device.type == "cpu":
+        keep_freed_memory()  # after the opening, whose large buffers go back
     require_known_tokens(model, max(each.highest_id for each in (inputs.train, inputs.validation) if each is not None))
     layout, findings = _layout(run, model)
     run = _settled(run, model, inputs)
