@@ -1,0 +1,141 @@
+"""Adapted experts of every family equal the family's own class over dense weights W + s·B·A, in float64; and PEFT."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from lorawise.base.errors import AdapterError
+from lorawise.lora.experts import ExpertUpdate, adapted_experts
+
+R, SCALING = 3, 1.5
+_SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+}
+_DEEPSEEK = {
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: hf.MixtralConfig(**_SMALL, num_local_experts=4),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**_SMALL, num_experts=8, moe_intermediate_size=24, head_dim=8),
+    "olmoe": lambda: hf.OlmoeConfig(**_SMALL, num_experts=8),
+    "gpt_oss": lambda: hf.GptOssConfig(
+        **_SMALL, num_local_experts=8, head_dim=8, layer_types=["full_attention", "full_attention"]
+    ),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**{**_SMALL, **_DEEPSEEK}),
+    "granitemoe": lambda: hf.GraniteMoeConfig(**_SMALL, num_local_experts=8),
+}
+
+
+def _model(family: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = hf.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=dtype)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.requires_grad_(False)
+
+
+def _experts(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if "Experts" in type(module).__name__}
+
+
+def _update(experts: nn.Module, key: str, draw: torch.Generator) -> ExpertUpdate:
+    weight = experts.get_parameter(key)
+    count, out, width = (weight.mT if experts.is_transposed else weight).shape
+    A = torch.randn(count, R, width, generator=draw, dtype=weight.dtype)
+    B = torch.randn(count, out, R, generator=draw, dtype=weight.dtype)
+    return ExpertUpdate(A=A.mul_(0.3).requires_grad_(), B=B.mul_(0.3).requires_grad_(), scaling=SCALING)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_and_gradients_equal_the_familys_own_class_over_dense_experts(family: str) -> None:
+    experts = next(iter(_experts(_model(family, torch.float64)).values()))
+    experts.config._experts_implementation = "eager"  # type: ignore[union-attr]
+    draw = torch.Generator().manual_seed(1)
+    updates = {key: _update(experts, key, draw) for key in ("gate_up_proj", "down_proj")}
+    x = torch.randn(10, 32, generator=draw, dtype=torch.float64).requires_grad_()
+    index = torch.stack([torch.randperm(3, generator=draw)[:2] for _ in range(10)])  # experts 3 and up stay idle
+    weights = torch.rand(10, 2, generator=draw, dtype=torch.float64).requires_grad_()
+    leaves = [x, weights, *(t for u in updates.values() for t in (u.A, u.B))]
+    ours = adapted_experts(experts, x, index, weights, gate_up=updates["gate_up_proj"], down=updates["down_proj"])
+    dense = {}
+    for key, update in updates.items():
+        delta = update.scaling * update.B @ update.A
+        dense[key] = experts.get_parameter(key) + (delta.mT if experts.is_transposed else delta)
+    theirs: Tensor = torch.func.functional_call(experts, dense, (x, index, weights))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    dy = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
+    for mine, reference in zip(
+        torch.autograd.grad(ours, leaves, dy), torch.autograd.grad(theirs, leaves, dy), strict=True
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_equal_pefts_target_parameters(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.layer import ParamWrapper
+
+    base = _model(family, torch.float32)
+    names = list(_experts(base))
+    own = copy.deepcopy(base)
+    targets = [f"{name}.{key}" for name in names for key in ("gate_up_proj", "down_proj")]
+    peft = get_peft_model(
+        base, LoraConfig(r=R, lora_alpha=round(R * SCALING * 2), target_parameters=targets, target_modules=[])
+    )
+    torch.manual_seed(2)
+    updates: dict[str, dict[str, ExpertUpdate]] = {name: {} for name in names}
+    wrappers = {}
+    for name, module in peft.named_modules():
+        if isinstance(module, ParamWrapper):
+            nn.init.normal_(module.lora_A["default"].weight, std=0.1)
+            nn.init.normal_(module.lora_B["default"].weight, std=0.1)
+            place = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            a, b = module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach()
+            A = a.reshape(module.num_experts, R, -1).clone().requires_grad_()
+            B = b.reshape(len(b), R, module.num_experts).permute(2, 0, 1).clone().requires_grad_()
+            key = module.parameter_name
+            updates[place][key] = ExpertUpdate(A=A, B=B, scaling=module.scaling["default"])
+            wrappers[place, key] = module
+    for name, experts in _experts(own).items():
+        pair = updates[name]
+
+        def forward(x: Tensor, i: Tensor, w: Tensor, m: nn.Module = experts, p: Any = pair) -> Tensor:
+            return adapted_experts(m, x, i, w, gate_up=p["gate_up_proj"], down=p["down_proj"])
+
+        monkeypatch.setattr(experts, "forward", forward)
+    ids = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(3))
+    ours, theirs = own(input_ids=ids, labels=ids), peft(input_ids=ids, labels=ids)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
+    ours.loss.backward()
+    theirs.loss.backward()
+    for (place, key), module in wrappers.items():
+        grad = updates[place][key].A.grad
+        torch.testing.assert_close(grad.reshape(-1, grad.shape[-1]), module.lora_A["default"].weight.grad,
+                                   rtol=1e-3, atol=1e-4)  # fmt: skip
+    assert len(wrappers) == len(targets)
+
+
+def test_factors_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(AdapterError, match="A .* and B"):
+        ExpertUpdate(A=torch.zeros(4, 2, 8), B=torch.zeros(4, 8, 3), scaling=1.0)
