@@ -91,6 +91,8 @@ def test_values_and_gradients_equal_the_familys_own_class_over_dense_experts(fam
         torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_equal_pefts_target_parameters(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import LoraConfig, get_peft_model
@@ -137,5 +139,5 @@ def test_logits_and_gradients_equal_pefts_target_parameters(family: str, monkeyp
 
 
 def test_factors_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(AdapterError, match="A .* and B"):
+    with pytest.raises(AdapterError, match=r"A .* and B"):
         ExpertUpdate(A=torch.zeros(4, 2, 8), B=torch.zeros(4, 8, 3), scaling=1.0)
