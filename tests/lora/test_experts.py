@@ -141,3 +141,25 @@ def test_logits_and_gradients_equal_pefts_target_parameters(family: str, monkeyp
 def test_factors_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(AdapterError, match=r"A .* and B"):
         ExpertUpdate(A=torch.zeros(4, 2, 8), B=torch.zeros(4, 8, 3), scaling=1.0)
+
+
+def test_an_expert_that_no_row_reached_gets_a_zero_gradient_and_nothing_dense_is_kept() -> None:
+    experts = next(iter(_experts(_model("qwen3_moe", torch.float32)).values()))
+    draw = torch.Generator().manual_seed(1)
+    gate_up, down = _update(experts, "gate_up_proj", draw), _update(experts, "down_proj", draw)
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    x = torch.randn(10, 32, generator=draw)
+    index, weights = torch.tensor([[0, 2]] * 10), torch.rand(10, 2, generator=draw)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        y = adapted_experts(experts, x, index, weights, gate_up=gate_up, down=down)
+    y.square().sum().backward()
+    for factor in (gate_up.A, gate_up.B, down.A, down.B):
+        assert factor.grad is not None
+        assert [bool(part.any()) for part in factor.grad] == [True, False, True] + [False] * 5
+    rows, factors = 20, sum(t.numel() for t in (gate_up.A, gate_up.B, down.A, down.B))
+    assert sum(t.numel() for t in kept) == x.numel() + weights.numel() + rows * (2 * 24 + 2 * R) + factors
