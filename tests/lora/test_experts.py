@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tests.peft_oracle import IDS, peft_injected, quiet_peft
 from torch import Tensor, nn
 
 from lorawise.base.errors import AdapterError
@@ -91,51 +92,79 @@ def test_values_and_gradients_equal_the_familys_own_class_over_dense_experts(fam
         torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_equal_pefts_target_parameters(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from peft import LoraConfig, get_peft_model
+Pairs = dict[tuple[str, str], tuple[ExpertUpdate, nn.Linear, nn.Linear]]
+
+
+def _beside_peft(family: str) -> tuple[nn.Module, nn.Module, Pairs]:
+    """A model with our experts, PEFT's with the same factors, and (module, parameter) → ours, PEFT's A and B."""
     from peft.tuners.lora.layer import ParamWrapper
 
     base = _model(family, torch.float32)
     names = list(_experts(base))
     own = copy.deepcopy(base)
     targets = [f"{name}.{key}" for name in names for key in ("gate_up_proj", "down_proj")]
-    peft = get_peft_model(
-        base, LoraConfig(r=R, lora_alpha=round(R * SCALING * 2), target_parameters=targets, target_modules=[])
-    )
-    torch.manual_seed(2)
-    updates: dict[str, dict[str, ExpertUpdate]] = {name: {} for name in names}
-    wrappers = {}
+    peft = peft_injected(base, seed=2, r=R, lora_alpha=3 * R, target_parameters=targets, target_modules=[])
+    pairs: Pairs = {}
     for name, module in peft.named_modules():
         if isinstance(module, ParamWrapper):
-            nn.init.normal_(module.lora_A["default"].weight, std=0.1)
-            nn.init.normal_(module.lora_B["default"].weight, std=0.1)
             place = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            a, b = module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach()
-            A = a.reshape(module.num_experts, R, -1).clone().requires_grad_()
-            B = b.reshape(len(b), R, module.num_experts).permute(2, 0, 1).clone().requires_grad_()
-            key = module.parameter_name
-            updates[place][key] = ExpertUpdate(A=A, B=B, scaling=module.scaling["default"])
-            wrappers[place, key] = module
+            a, b, count = module.lora_A["default"], module.lora_B["default"], module.num_experts
+            update = ExpertUpdate(
+                A=a.weight.detach().reshape(count, R, -1).clone().requires_grad_(),
+                B=b.weight.detach().reshape(-1, R, count).permute(2, 0, 1).clone().requires_grad_(),
+                scaling=module.scaling["default"],
+            )
+            pairs[place, module.parameter_name] = update, a, b
+    assert len(pairs) == len(targets)
     for name, experts in _experts(own).items():
-        pair = updates[name]
+        updates = pairs[name, "gate_up_proj"][0], pairs[name, "down_proj"][0]
 
-        def forward(x: Tensor, i: Tensor, w: Tensor, m: nn.Module = experts, p: Any = pair) -> Tensor:
-            return adapted_experts(m, x, i, w, gate_up=p["gate_up_proj"], down=p["down_proj"])
+        def forward(x: Tensor, i: Tensor, w: Tensor, m: nn.Module = experts, p: Any = updates) -> Tensor:
+            return adapted_experts(m, x, i, w, gate_up=p[0], down=p[1])
 
-        monkeypatch.setattr(experts, "forward", forward)
-    ids = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(3))
-    ours, theirs = own(input_ids=ids, labels=ids), peft(input_ids=ids, labels=ids)
+        experts.forward = forward  # type: ignore[method-assign]
+    return own, peft, pairs
+
+
+def _compare(pairs: Pairs, of: Callable[[Tensor], Tensor | None], atol: float) -> None:
+    for update, a, b in pairs.values():
+        A, B = of(update.A), of(update.B)
+        assert A is not None
+        assert B is not None
+        torch.testing.assert_close(A.reshape(-1, A.shape[-1]), of(a.weight), rtol=1e-3, atol=atol)
+        torch.testing.assert_close(B.permute(1, 2, 0).reshape(B.shape[1], -1), of(b.weight), rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_equal_pefts_target_parameters(family: str) -> None:
+    own, peft, pairs = _beside_peft(family)
+    with quiet_peft():
+        ours, theirs = own(input_ids=IDS % 64, labels=IDS % 64), peft(input_ids=IDS % 64, labels=IDS % 64)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     ours.loss.backward()
     theirs.loss.backward()
-    for (place, key), module in wrappers.items():
-        grad = updates[place][key].A.grad
-        torch.testing.assert_close(grad.reshape(-1, grad.shape[-1]), module.lora_A["default"].weight.grad,
-                                   rtol=1e-3, atol=1e-4)  # fmt: skip
-    assert len(wrappers) == len(targets)
+    _compare(pairs, lambda tensor: tensor.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_equal_pefts(family: str) -> None:
+    own, peft, pairs = _beside_peft(family)
+    losses = []
+    for model, held in (
+        (own, [t for update, _, _ in pairs.values() for t in (update.A, update.B)]),
+        (peft, [layer.weight for _, a, b in pairs.values() for layer in (a, b)]),
+    ):
+        optimizer = torch.optim.SGD(held, lr=0.02)
+        losses.append([])
+        for _ in range(20):
+            loss = model(input_ids=IDS % 64, labels=IDS % 64).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < losses[0][0] - 1e-3
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-4)
+    _compare(pairs, lambda tensor: tensor.detach(), atol=1e-4)
 
 
 def test_factors_that_do_not_belong_together_are_refused() -> None:
