@@ -115,6 +115,14 @@ def test_without_validation_the_last_adapter_is_kept(tmp_path, base):
     assert read_provenance(run / "adapter", load_adapter(run / "adapter")).run["step"] == 8
 
 
+def test_what_needs_validation_says_so_when_there_is_none(tmp_path, base):
+    asked = {"early_stopping": 2, "eval_generate": 4}
+    settings = {f"train__{name}": value for name, value in asked.items()}
+    run = tiny_run(tmp_path, model=base, data__validation=None, **settings)
+    [found] = [each for each in train(run, out=tmp_path / "run").findings if each.code == "no-validation"]
+    assert "train.early_stopping: 2 and train.eval_generate: 4" in found.message
+
+
 @pytest.mark.parametrize(("labels_as", "steps"), [("head", 60), ("text", 200)])
 def test_classification_is_learned_and_scored(labels_as, steps, tmp_path, base):
     run, listener = trained(

@@ -95,6 +95,7 @@ def read_inputs(run: RunFile, files: ModelFiles) -> Inputs:
             *rows.problems,
             *train.problems,
             *_beyond_window(train, run.train.max_length, files),
+            *_without_validation(run, validation),
         ),
     )
 
@@ -114,6 +115,18 @@ def _beyond_window(train: EncodedSet, max_length: int, files: ModelFiles) -> Ite
             level="warning",
             message=f"{longer:,} rows are longer than the {window:,} tokens the model was made for",
             cure=f"lower train.max_length to {window}, unless the model is meant to learn longer ones",
+        )
+
+
+def _without_validation(run: RunFile, validation: EncodedSet | None) -> Iterator[Finding]:
+    asked = {"early_stopping": run.train.early_stopping, "eval_generate": run.train.eval_generate}
+    idle = [f"train.{name}: {value}" for name, value in asked.items() if value]
+    if validation is None and idle:
+        yield Finding(
+            code="no-validation",
+            level="warning",
+            message=f"{' and '.join(idle)} will do nothing: the run has no validation rows",
+            cure="set data.validation to a file or a share, such as 0.05",
         )
 
 
