@@ -10,7 +10,7 @@ from tests.checking.corpus.sane import AXOLOTL, TRL
 
 from lorawise import check
 from lorawise.base.errors import ConfigError
-from lorawise.checking.fixing import fixed
+from lorawise.checking.fixing import apply_fixes, fixed
 from lorawise.checking.rules import Fix
 from lorawise.cli.app import run
 
@@ -141,6 +141,18 @@ def test_checking_without_fix_changes_nothing(here: Path) -> None:
     before = (here / "train.py").stat().st_mtime_ns, sorted(path.name for path in here.iterdir())
     check(".")
     assert before == ((here / "train.py").stat().st_mtime_ns, sorted(path.name for path in here.iterdir()))
+
+
+def test_a_fix_through_a_link_mends_the_file_and_keeps_link_and_permissions(tmp_path: Path) -> None:
+    old = "from transformers import TrainingArguments\nargs = TrainingArguments('o', evaluation_strategy='steps')\n"
+    real, link = tmp_path / "real.py", tmp_path / "link.py"
+    real.write_text(old, encoding="utf-8")
+    real.chmod(0o750)
+    link.symlink_to(real)
+    apply_fixes(check(link).fixes)
+    assert link.is_symlink()
+    assert "('o', eval_strategy=" in real.read_text(encoding="utf-8")
+    assert real.stat().st_mode & 0o777 == 0o750
 
 
 def test_a_fix_that_no_longer_fits_is_left_alone() -> None:

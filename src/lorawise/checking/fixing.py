@@ -4,6 +4,7 @@ Each is an exact replacement at a place the syntax tree named; a line that no lo
 """
 
 import difflib
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,8 +37,15 @@ def apply_fixes(fixes: Mapping[str, Sequence[Fix]]) -> str:
             continue  # another encoding or other line ends: not ours to rewrite
         after = fixed(before, wanted)
         if after != before:
-            write_text(Path(path), after)
+            _rewrite(Path(path).resolve(), after)
             shown += difflib.unified_diff(
                 before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", lineterm="", n=1
             )
     return "\n".join(shown)
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """`path` is where the text really lies: a link to it stays one; the permissions stay as they were."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    write_text(path, text)
+    path.chmod(mode)
