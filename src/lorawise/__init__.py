@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorawise.models.load import load as load
     from lorawise.planning.plan import plan as plan
     from lorawise.training.run import train as train
+    from lorawise.tuning.study import tune as tune
 
 _HOMES = {
     "LoraConfig": "lorawise.lora.config",
@@ -25,10 +26,11 @@ _HOMES = {
     "merge": "lorawise.merging.merge",
     "plan": "lorawise.planning.plan",
     "train": "lorawise.training.run",
+    "tune": "lorawise.tuning.study",
     "verify": "lorawise.merging.verify",
 }
 
-__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "merge", "plan", "train", "verify"]
+__all__ = ["LoraConfig", "__version__", "check", "load", "lora", "merge", "plan", "train", "tune", "verify"]
 
 
 def __getattr__(name: str) -> object:

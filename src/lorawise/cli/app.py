@@ -26,6 +26,7 @@ from lorawise.cli.merge import merge
 from lorawise.cli.outcome import Outcome
 from lorawise.cli.plan import plan
 from lorawise.cli.train import train
+from lorawise.cli.tune import tune
 from lorawise.cli.verify import verify
 
 WHERE_TO_REPORT = "https://github.com/lorawise/lorawise/issues"
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("plan")(plan)
 app.command("train")(train)
+app.command("tune")(tune)
 app.command("eval")(evaluate)
 app.command("chat")(chat)
 app.command("check")(check)

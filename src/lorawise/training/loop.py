@@ -9,7 +9,7 @@ Nothing here prints, logs or saves: `steps` yields what happened.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +22,6 @@ from lorawise.report.events import StepDone
 from lorawise.training.memory import memory_errors, peak_memory
 from lorawise.training.objective import Label, NextToken
 from lorawise.training.optimizer import BankAdamW, Trained
-from lorawise.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Trainer:
     adapters: Adapters
     plan: BatchPlan
     optimizer: BankAdamW
-    schedules: Sequence[Schedule]
+    schedules: Sequence[Callable[[int], float]]
     objective: NextToken | Label
 
     def step(self, k: int) -> Stepped:

@@ -1,0 +1,121 @@
+"""`lorawise tune`: many settings over one base, the best kept, and by how much it is better."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorawise.base.errors import ConfigError
+from lorawise.cli.outcome import Json, Outcome
+
+
+def tune(
+    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="What all settings start from.")] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS", help="lora.scaling=1,2,4 or 'lora.scaling=0.5..8 log'. Repeatable."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Settings to search, with ranges [16].")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="RUNS", help="Full-run equivalents that may be spent at most.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="Of ranges: tpe or random.")] = "tpe",
+    eliminate: Annotated[str, typer.Option(metavar="NAME", help="halving, median, paired or none.")] = "halving",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sampler.")] = 0,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database for Optuna [a journal in the study's folder].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder of the study [runs/NAME-tune].")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last rung in DIR.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over any field of the run file. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> Outcome:
+    """Find the best setting: train many side by side, drop losers early, keep the best adapter.
+
+    \b
+    lorawise tune run.yaml
+    lorawise tune run.yaml --over lora.scaling=0.5,1,2,4 --over lora.r=8,32
+    lorawise tune run.yaml --over 'train.learning_rate=5e-5..3e-3 log' --trials 16
+    lorawise tune run.yaml --resume
+    """
+    if run_file is None:
+        raise ConfigError("no run file was given", expected="lorawise tune RUN.yaml")
+    from lorawise.runfile import load_run_file
+    from lorawise.tuning.console import StudyConsole, table_of
+    from lorawise.tuning.folder import StudyFolder
+    from lorawise.tuning.options import StudyOptions
+    from lorawise.tuning.study import tune as tune_settings
+
+    run, _ = load_run_file(run_file, sets or ())
+    options = StudyOptions(
+        over=tuple(over or ()),
+        trials=trials,
+        budget=budget,
+        sampler=sampler,
+        eliminate=eliminate,
+        seed=seed,
+        storage=storage,
+    )
+    console = StudyConsole()
+    try:
+        found = tune_settings(
+            run,
+            out=out or Path("runs") / f"{run_file.stem}-tune",
+            options=options,
+            resume=resume,
+            readers=() if as_json else (console,),
+        )
+    finally:
+        console.close()
+    document = {
+        "study": str(found.study),
+        "best": {
+            "trial": found.best.trial,
+            "setting": dict(found.best.full) | dict(found.best.setting),
+            "validation_loss": found.best.validation_loss,
+            "adapter": str(found.adapter),
+        },
+        "trials": [
+            {
+                "trial": row.trial,
+                "setting": dict(row.setting),
+                "state": row.state,
+                "validation_loss": row.validation_loss,
+                "step": row.step,
+                "tokens": row.tokens,
+                "equal_to": row.equal_to,
+            }
+            for row in found.rows
+        ],
+        "sentence": found.sentence,
+        "seconds": found.seconds,
+        "full_run_equivalents": found.full_run_equivalents,
+    }
+    events = StudyFolder(path=found.study).events()
+    return Outcome(
+        document=document,
+        table="" if as_json else _rendered(table_of(found.rows, events)),
+        prose="\n".join(
+            [
+                "",
+                found.sentence,
+                f"cost     {found.full_run_equivalents:.2f} full runs, {found.seconds:.0f} s",
+                f"adapter  {found.adapter}",
+                f"table    {found.study / 'results.csv'}",
+                f"next     lorawise train {found.study / 'best.yaml'}",
+            ]
+        ),
+    )
+
+
+def _rendered(table: object) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")

@@ -1,0 +1,33 @@
+"""What a study is asked for beside its run file."""
+
+import math
+from dataclasses import dataclass
+
+from lorawise.base.errors import ConfigError
+from lorawise.tuning.rungs import eliminations
+from lorawise.tuning.samplers import samplers
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """
+    over       axes as text (`space`); none: scaling × learning rate around the run file's values
+    trials     settings to search where an axis is a range; a grid is tried whole
+    budget     full-run equivalents that may be spent at most; None: what the settings take
+    storage    of Optuna, a database URL; None: a journal in the study's folder
+    """
+
+    over: tuple[str, ...] = ()
+    trials: int | None = None
+    budget: float | None = None
+    sampler: str = "tpe"
+    eliminate: str = "halving"
+    seed: int = 0
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = samplers[self.sampler], eliminations[self.eliminate]
+        if self.trials is not None and self.trials < 1:
+            raise ConfigError(f"--trials {self.trials}", expected="at least one")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ConfigError(f"--budget {self.budget:g}", expected="a positive number of full-run equivalents")

@@ -1,0 +1,355 @@
+"""One study in progress: rungs of packs, from the settings asked to the adapters kept.
+
+rung 1: for each pack { ask, advance, tell }    rung k: survivors in packs { advance }    after each: eliminate, save
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lorawise.base.errors import Interrupted, RunError
+from lorawise.base.files import write_text
+from lorawise.lora.wrapping import base_modules
+from lorawise.store import Provenance, save_adapter
+from lorawise.training.memory import SHARE, bytes_per_token, free_memory
+from lorawise.training.schedule import schedules, warmup_steps
+from lorawise.training.setup import Prepared, lora_config, slot_settings
+from lorawise.training.signals import StopRequest, stop_on_signal
+from lorawise.tuning.events import (
+    Event,
+    PackStepped,
+    Reader,
+    RungEnded,
+    StudyEnded,
+    StudyStarted,
+    TrialAsked,
+    TrialFailed,
+    TrialMeasured,
+)
+from lorawise.tuning.folder import EventsFile, StudyFolder, asked_trials, up_to_rung
+from lorawise.tuning.options import StudyOptions
+from lorawise.tuning.pack import Member, Pack, SlotState
+from lorawise.tuning.result import Row, StudyResult, results_csv, sentence, table
+from lorawise.tuning.rungs import eliminations
+from lorawise.tuning.samplers import Asker
+from lorawise.tuning.space import Axis, Grid, grid_of, identity, run_of, setting_of_run
+
+MOST_SLOTS = 16  # trained side by side
+KEPT = 3  # adapters left: the best and the next two
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldThenDecayed:
+    """Factor of step k: warm-up, 1 until `held`, then the named schedule's decay over the rest of `total`."""
+
+    name: str
+    warmup: int
+    held: int
+    total: int
+
+    def __call__(self, k: int) -> float:
+        if k < self.warmup:
+            return (k + 1) / (self.warmup + 1)
+        return 1.0 if k < self.held else schedules[self.name]((k - self.held) / (self.total - self.held))
+
+
+@dataclass(kw_only=True)
+class Study:
+    """`told` holds every event so far, `states` what the next rung starts from."""
+
+    prepared: Prepared
+    folder: StudyFolder
+    options: StudyOptions
+    axes: tuple[Axis, ...]
+    count: int
+    rungs: tuple[int, ...]
+    slots: int
+    told: list[Event] = field(default_factory=list)
+    states: dict[int, SlotState] = field(default_factory=dict)
+    members: dict[int, Member] = field(default_factory=dict)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def run(self, asked: Mapping[str, Any], readers: Sequence[Reader], stack: contextlib.ExitStack) -> StudyResult:
+        """To the end, or to a signal; a study that has ended is only read."""
+        done, self.states = self.folder.restored()
+        past = up_to_rung(self.folder.events(), done)
+        if not any(isinstance(event, StudyEnded) for event in past):
+            if done == 0:
+                self._start_anew(asked)
+            log = EventsFile(self.folder.log, past)
+            stack.callback(log.close)
+            self.stop = stack.enter_context(stop_on_signal())
+            self.told = list(past)
+            for event in self._events(done):
+                self.told.append(event)
+                for reader in (log, *readers):
+                    reader(event)
+        else:
+            self.told = past
+        return self._result()
+
+    def _result(self) -> StudyResult:
+        ended = next(event for event in self.told if isinstance(event, StudyEnded))
+        rows = table(self.told, ended=True)
+        return StudyResult(
+            study=self.folder.path,
+            best=next(row for row in rows if row.trial == ended.best),
+            rows=rows,
+            seconds=ended.seconds,
+            full_run_equivalents=ended.full_run_equivalents,
+            sentence=ended.sentence,
+        )
+
+    def _start_anew(self, asked: Mapping[str, Any]) -> None:
+        (self.folder.path / "optuna.log").unlink(missing_ok=True)
+        write_text(self.folder.path / "run.yaml", self.prepared.run.to_yaml())
+        write_text(self.folder.asked, json.dumps(dict(asked), indent=1))
+
+    def _events(self, done: int) -> Iterator[Event]:
+        if done == 0:
+            yield self._started()
+        pack = Pack(self.prepared)
+        for trial in asked_trials(self.told):
+            self._enlist(trial)
+        survivors = self._survivors()
+        for rung in range(done + 1, len(self.rungs) + 1):
+            began = time.perf_counter()
+            if rung == 1:
+                yield from self._first_rung(pack)
+            else:
+                for chosen in _parted(survivors, self.slots):
+                    yield from self._advance(pack, rung, chosen)
+            ended = self._eliminate(rung, time.perf_counter() - began)
+            survivors = ended.kept
+            if rung == len(self.rungs):
+                self._save_adapters(pack, ended)
+            self.states = {trial: self.states[trial] for trial in survivors}
+            yield ended
+            self.folder.save(rung, self.states)  # last: a rung without its state is done again
+        yield self._finish()
+
+    def _started(self) -> StudyStarted:
+        inputs, evaluator = self.prepared.inputs, self.prepared.evaluator
+        assert inputs.validation is not None
+        assert evaluator is not None
+        return StudyStarted(
+            axes=tuple(axis.key for axis in self.axes),
+            rungs=self.rungs,
+            trials=self.count,
+            slots=self.slots,
+            sampler=self.options.sampler,
+            eliminate=self.options.eliminate,
+            first_rung=1,
+            rows=len(inputs.train),
+            validation_rows=len(inputs.validation),
+            base_loss=evaluator(0, "base").loss,
+        )
+
+    def _first_rung(self, pack: Pack) -> Iterator[Event]:
+        """Ask a pack of settings, train them, tell what they came to; until all are asked."""
+        grid = list(grid_of(self.axes)) if all(isinstance(axis, Grid) for axis in self.axes) else None
+        asker = None if grid is not None else self._asker()
+        seen: dict[str, int] = {}
+        for first in range(0, self.count, self.slots):
+            fresh = []
+            for number in range(first, min(first + self.slots, self.count)):
+                setting = grid[number] if grid is not None else asker.ask() if asker is not None else {}
+                trial = self._asked(number, setting, seen, from_grid=grid is not None)
+                yield trial
+                if self._enlist(trial):
+                    fresh.append(number)
+            yield from self._advance(pack, 1, fresh)
+            if asker is not None:
+                losses = {e.trial: e.loss for e in self._measured(1)}
+                equal = {e.trial: e.equal_to for e in asked_trials(self.told) if e.equal_to is not None}
+                for number in range(first, min(first + self.slots, self.count)):
+                    asker.tell(number, losses.get(equal.get(number, number)))
+
+    def _asker(self) -> Asker:
+        storage = self.options.storage or self.folder.path / "optuna.log"
+        return Asker(
+            self.axes, self.prepared.run, sampler=self.options.sampler, seed=self.options.seed, storage=storage
+        )
+
+    def _asked(self, number: int, setting: Mapping[str, Any], seen: dict[str, int], *, from_grid: bool) -> TrialAsked:
+        run = run_of(self.prepared.run, setting)
+        first = seen.setdefault(identity(run), number)
+        own = setting == setting_of_run(self.axes, self.prepared.run)
+        return TrialAsked(
+            trial=number,
+            setting=setting,
+            full={
+                "r": run.lora.r,
+                "alpha": run.lora.alpha,
+                "scaling": run.lora.scaling,
+                "learning_rate": run.train.learning_rate,
+                "target_modules": run.lora.target_modules,
+            },
+            origin="the run file" if own else "grid" if from_grid else "sampler",
+            equal_to=None if first == number else first,
+        )
+
+    def _enlist(self, trial: TrialAsked) -> bool:
+        """Make the setting a member of packs; False when it is the same run as an earlier one."""
+        if trial.equal_to is not None:
+            return False
+        run = run_of(self.prepared.run, trial.setting)
+        total = self.rungs[-1]
+        self.members[trial.trial] = Member(
+            trial=trial.trial,
+            config=lora_config(run, head=False),
+            optimiser=slot_settings(run),
+            schedule=HeldThenDecayed(
+                name=run.train.schedule,
+                warmup=warmup_steps(run.train.warmup, total),
+                held=self.rungs[-2] if len(self.rungs) > 1 else warmup_steps(run.train.warmup, total),
+                total=total,
+            ),
+        )
+        return True
+
+    def _survivors(self) -> tuple[int, ...]:
+        ended = [event for event in self.told if isinstance(event, RungEnded)]
+        return ended[-1].kept if ended else ()
+
+    def _advance(self, pack: Pack, rung: int, trials: Sequence[int]) -> Iterator[Event]:
+        """One bank from the last rung's step to this one's, then every slot on the validation rows."""
+        if not trials:
+            return
+        pack.hold([self.members[trial] for trial in trials], self.states)
+        alive = dict.fromkeys(trials, True)
+        first, last = self.rungs[rung - 2] if rung > 1 else 0, self.rungs[rung - 1]
+        for k in range(first, last):
+            began = time.perf_counter()
+            done = pack.step(k)
+            yield PackStepped(
+                rung=rung,
+                step=k + 1,
+                trials=tuple(trials),
+                losses=done.losses,
+                rates=done.rates,
+                tokens=done.tokens,
+                seconds=time.perf_counter() - began,
+            )
+            for trial, loss, fine in zip(trials, done.losses, pack.trainer.optimizer.alive, strict=True):
+                if alive[trial] and not (fine and math.isfinite(loss)):
+                    alive[trial] = False
+                    what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not finite"
+                    yield TrialFailed(trial=trial, rung=rung, step=k + 1, reason=f"the {what}")
+            if self.stop:
+                raise Interrupted(
+                    f"{self.stop.name} at step {k + 1} of rung {rung}; the {rung - 1} rungs before it are saved",
+                    cure=f"go on with: lorawise tune --resume -o {self.folder.path}",
+                )
+        self.states |= pack.lift()
+        scores = pack.scores()
+        tokens = sum(e.tokens for e in self.told if isinstance(e, PackStepped) and trials[0] in e.trials)
+        for slot, trial in enumerate(trials):
+            if alive[trial]:
+                yield TrialMeasured(
+                    trial=trial,
+                    rung=rung,
+                    step=last,
+                    loss=scores.losses[slot],
+                    row_losses=tuple(scores.row_losses[slot].tolist()),
+                    tokens=tokens,
+                )
+
+    def _measured(self, rung: int) -> list[TrialMeasured]:
+        return [event for event in self.told if isinstance(event, TrialMeasured) and event.rung == rung]
+
+    def _eliminate(self, rung: int, seconds: float) -> RungEnded:
+        measured = self._measured(rung)
+        losses = [event.loss for event in measured]
+        last = rung == len(self.rungs)
+        order = eliminations["none"](losses, np.zeros((len(losses), 0)))
+        if not order:
+            raise RunError(
+                f"every setting diverged in rung {rung}",
+                expected="a finite loss from at least one",
+                cure="lower the learning rates or scalings of --over",
+            )
+        rows = np.array([event.row_losses for event in measured])
+        chosen = order if last else eliminations[self.options.eliminate](losses, rows)
+        kept = tuple(measured[i].trial for i in chosen)
+        ranked = tuple(measured[i].trial for i in order)
+        trained = sum(e.seconds for e in self.told if isinstance(e, PackStepped) and e.rung == rung)
+        return RungEnded(
+            rung=rung,
+            step=self.rungs[rung - 1],
+            ranking=ranked,
+            kept=kept,
+            eliminated=tuple(event.trial for event in measured if event.trial not in kept),
+            seconds=seconds,
+            evaluation_seconds=max(seconds - trained, 0.0),
+        )
+
+    def _save_adapters(self, pack: Pack, last: RungEnded) -> None:
+        """The best and the next two as the last rung left them, or as an earlier one did."""
+        rows = [row for row in table([*self.told, last], ended=True) if row.validation_loss is not None]
+        rows = [row for row in rows if row.equal_to is None and row.trial in self.states][:KEPT]
+        pack.hold([self.members[row.trial] for row in rows], self.states)
+        for place, row in enumerate(rows):
+            self._save_adapter(pack, row, f"adapters/{row.trial:02d}")
+            if place == 0:
+                self._save_adapter(pack, row, "adapter")
+                run = run_of(self.prepared.run, row.setting)
+                write_text(self.folder.path / "best.yaml", run.to_yaml())
+
+    def _save_adapter(self, pack: Pack, row: Row, where: str) -> None:
+        inputs, prepared = self.prepared.inputs, self.prepared
+        save_adapter(
+            self.folder.path / where,
+            pack.weights(row.trial),
+            base=prepared.run.model,
+            provenance=Provenance(
+                base_digest=prepared.files.digest,
+                tokenizer_digest=inputs.tokenizer.digest,
+                template_digest=inputs.tokenizer.template_digest,
+                data_digest=inputs.digest,
+                run={
+                    "step": row.step,
+                    "validation_loss": row.validation_loss,
+                    "labels": list(inputs.labels),
+                    "settings": json.loads(json.dumps(run_of(prepared.run, row.setting).model_dump())),
+                },
+            ),
+            modules=[name for name, _ in base_modules(prepared.model)],
+        )
+
+    def _finish(self) -> StudyEnded:
+        rows = table(self.told, ended=True)
+        write_text(self.folder.path / "results.csv", results_csv(rows, [axis.key for axis in self.axes]))
+        best = rows[0]
+        own = next((e.trial for e in asked_trials(self.told) if e.origin == "the run file"), None)
+        slot_steps = sum(len(e.trials) for e in self.told if isinstance(e, PackStepped))
+        assert best.validation_loss is not None, "a rung in which all diverged was refused"
+        return StudyEnded(
+            best=best.trial,
+            loss=best.validation_loss,
+            seconds=sum(e.seconds for e in self.told if isinstance(e, RungEnded)),
+            full_run_equivalents=slot_steps / self.rungs[-1],
+            sentence=sentence(self.told, best.trial, own),
+        )
+
+
+def predicted_slots(prepared: Prepared) -> int:
+    """Settings side by side that memory is predicted to hold, by activations: a power of two up to `MOST_SLOTS`."""
+    tokens = prepared.run.train.micro_batch_tokens
+    assert isinstance(tokens, int), "settled by `prepare`"
+    each = bytes_per_token(prepared.model) * tokens
+    slots = MOST_SLOTS
+    while slots > 1 and slots * each > SHARE * free_memory(prepared.model.device):
+        slots //= 2
+    return slots
+
+
+def _parted(trials: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(trials), size):
+        yield trials[first : first + size]
