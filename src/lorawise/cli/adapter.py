@@ -48,7 +48,7 @@ def show(
     from lorawise.report.metrics import plain
     from lorawise.store.algebra.inspect import inspect
 
-    opened = _open(source, store)
+    opened = open_source(source, store)
     shown = inspect(opened, None if base is None else _base_folder(base))
     if html is not None:
         write_map(shown, html)
@@ -90,7 +90,7 @@ def diff(
     from lorawise.report.metrics import plain
     from lorawise.store.algebra.diff import diff as compare
 
-    found = compare(_open(one, store).adapter, _open(other, store).adapter)
+    found = compare(open_source(one, store).adapter, open_source(other, store).adapter)
     document = {
         "path": one,
         "error": found.distance,
@@ -120,7 +120,7 @@ def rescale(
 
     if (scaling is None) == (by is None):
         raise ConfigError("--scaling and --by", expected="one of the two", cure="write --scaling 1.0 or --by 0.5")
-    opened = _open(source, store)
+    opened = open_source(source, store)
     factor = by if by is not None else (scaling or 0.0) / opened.adapter.config.scaling
     child = work.rescale(opened.adapter, factor)
     config = child.config
@@ -154,7 +154,7 @@ def resize(
     from lorawise.store.algebra.result import stored_type
 
     goal = work.Goal(rank=rank, energy=energy, budget=budget)
-    opened = _open(source, store)
+    opened = open_source(source, store)
     spectra = work.Spectra.of(opened.adapter)
     ranks = work.ranks_for(spectra, goal, spread)
     child = work.resize(opened.adapter, ranks, stored_type(dtype, [opened.adapter], computes=True))
@@ -192,7 +192,7 @@ def combine(
     if rank is not None and method in ("exact", "linear"):
         raise ConfigError(f"--rank with the method '{method}'", expected="no rank", cure="use --method svd")
     asked = [_weighted(part) for part in parts]
-    sources = [_open(name, store) for name, _ in asked]
+    sources = [open_source(name, store) for name, _ in asked]
     named = [
         work.Part(name=name, adapter=opened.adapter, weight=weight)
         for (name, weight), opened in zip(asked, sources, strict=True)
@@ -223,7 +223,7 @@ def normalize(
     from lorawise.store.algebra import normalize as work
     from lorawise.store.algebra.result import stored_type
 
-    opened = _open(source, store, from_pickle=from_pickle)
+    opened = open_source(source, store, from_pickle=from_pickle)
     rounds = not work.folds_exactly(opened.adapter)
     child = work.normal_form(opened.adapter, stored_type(dtype, [opened.adapter], computes=rounds))
     sentence = f"r {child.config.r}, alpha {child.config.alpha:g}, scaling 1, one for all modules"
@@ -232,7 +232,7 @@ def normalize(
     return _written(out, child, [opened], lambda m: _exact(opened, m), "normalize", {"dtype": dtype}, sentence)
 
 
-def _open(name: str, store: Path | None, *, from_pickle: bool = False) -> "Source":
+def open_source(name: str, store: Path | None, *, from_pickle: bool = False) -> "Source":
     """A folder, or @NAME in the local store."""
     from lorawise.store.algebra.result import Source
 

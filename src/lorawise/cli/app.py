@@ -22,6 +22,7 @@ from lorawise.cli.chat import chat
 from lorawise.cli.check import check
 from lorawise.cli.demo import demo
 from lorawise.cli.eval import evaluate
+from lorawise.cli.export import export
 from lorawise.cli.merge import merge
 from lorawise.cli.outcome import Outcome
 from lorawise.cli.plan import plan
@@ -49,6 +50,7 @@ app.command("eval")(evaluate)
 app.command("chat")(chat)
 app.command("check")(check)
 app.command("merge")(merge)
+app.command("export")(export)
 app.command("verify")(verify)
 app.add_typer(adapter_commands)
 

@@ -1,0 +1,18 @@
+"""`export(adapter, "vllm", folder)`: an adapter folder becomes one that an engine reads."""
+
+from pathlib import Path
+
+from lorawise.exporting import mlx, peft, vllm  # noqa: F401 - each registers its engine
+from lorawise.exporting.exporters import EXPORTERS, Exported, Options
+from lorawise.store.algebra.result import Source, require_free
+
+
+def export(source: Source, engine: str, folder: Path, options: Options | None = None) -> Exported:
+    """Write `folder` in the engine's form.
+
+    `ConfigError` for an unknown engine or dtype, `AdapterError` for what the engine cannot compute and for a folder
+    that exists, `StorageError` when the disk refuses.
+    """
+    exporter = EXPORTERS[engine]
+    require_free(folder)
+    return exporter(source, folder, options or Options())
