@@ -5,6 +5,7 @@ import re
 
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.provenance import Provenance
+from lorawise.store.served import served_rank
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DIGESTS = (
@@ -83,9 +84,8 @@ def _loading(weights: StoredAdapter, base: str) -> str:
     if obstacle:
         lines += [f"vLLM does not serve it as it is: {obstacle}.", ""]
     else:
-        command = (
-            f"vllm serve {name} --enable-lora --max-lora-rank {_served_rank(rank)} --lora-modules mine=this-folder"
-        )
+        most = served_rank(rank) or rank
+        command = f"vllm serve {name} --enable-lora --max-lora-rank {most} --lora-modules mine=this-folder"
         lines += ["```sh", command, "```", ""]
     return "\n".join(lines)
 
@@ -98,11 +98,6 @@ def _vllm_obstacle(weights: StoredAdapter) -> str:
     if len({round(config.scaling_of(name), 12) for name in weights.layers} | {round(config.scaling, 12)}) > 1:
         return "its modules differ in scaling, and vLLM reads one for all"
     return ""
-
-
-def _served_rank(rank: int) -> int:
-    """The smallest of the ranks vLLM takes for --max-lora-rank."""
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
 def _kinds_of_name(weights: StoredAdapter) -> list[str]:

@@ -8,9 +8,9 @@ A study folder holds
     run.yaml        the run file all settings start from, completed
     events.jsonl    every event, in order; a resumed study keeps the lines up to its last rung and goes on behind them
     results.csv     one line a setting: number, state, step, validation_loss, tokens, and a column an axis
-    state/          what the next rung starts from, manifest of sha256 last; gone once the study has ended
+    state/          what the next rung starts from, manifest of sha256 last
     optuna.log      Optuna's journal, for optuna-dashboard (a database URL may stand in for it)
-    adapters/NN/    the best adapter and the next two, PEFT's two files and provenance; the best also as `adapter/`
+    adapters/NN/    the best adapter, and the next two that reached the last rung; the best as `adapter/` too
     best.yaml       a run file that trains the winner's setting by itself
 
 Units: losses in nats a trained token, times in seconds, tokens real ones of the rows (each slot sees the same). A loss

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lorawise.base.errors import StorageError, UsageError
 from lorawise.base.files import atomic_folder, storage_errors, sweep_partial, verify_folder, write_text
-from lorawise.tuning.events import Event, RungEnded, StudyEnded, StudyStarted, TrialAsked, from_line, to_line
+from lorawise.tuning.events import Event, RungEnded, StudyEnded, TrialAsked, from_line, to_line
 from lorawise.tuning.pack import SlotState
 
 LOCK_NAME = ".lock"
@@ -133,8 +133,6 @@ class EventsFile:
             self._out = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StudyStarted) and event.first_rung > 1:
-            return
         with storage_errors(self.path):
             self._out.write(to_line(event) + "\n")
             self._out.flush()

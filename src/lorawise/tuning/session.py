@@ -36,7 +36,7 @@ from lorawise.tuning.folder import EventsFile, StudyFolder, asked_trials, up_to_
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.pack import Member, Pack, SlotState
 from lorawise.tuning.result import Row, StudyResult, results_csv, sentence, table
-from lorawise.tuning.rungs import eliminations
+from lorawise.tuning.rungs import eliminations, ranking
 from lorawise.tuning.samplers import Asker
 from lorawise.tuning.space import Axis, Grid, grid_of, identity, run_of, setting_of_run
 
@@ -268,7 +268,7 @@ class Study:
         measured = self._measured(rung)
         losses = [event.loss for event in measured]
         last = rung == len(self.rungs)
-        order = eliminations["none"](losses, np.zeros((len(losses), 0)))
+        order = ranking(losses)
         if not order:
             raise RunError(
                 f"every setting diverged in rung {rung}",

@@ -21,7 +21,7 @@ from lorawise.tuning.events import Reader
 from lorawise.tuning.folder import StudyFolder
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.result import StudyResult
-from lorawise.tuning.rungs import rung_steps
+from lorawise.tuning.rungs import ETA, rung_steps
 from lorawise.tuning.session import Study, predicted_slots
 from lorawise.tuning.space import Axis, Grid, default_axes, grid_of, parse_axes
 
@@ -101,7 +101,7 @@ def _require_budget(options: StudyOptions, rungs: Sequence[int], count: int) -> 
     needed, before, left = 0.0, 0, count
     for step in rungs:
         needed += left * (step - before) / rungs[-1]
-        before, left = step, -(-left // 4) if options.eliminate == "halving" else left
+        before, left = step, -(-left // ETA) if options.eliminate == "halving" else left
     if options.budget < needed:
         first = count * rungs[0] / rungs[-1]
         below = "below one rung: " if options.budget < first else ""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lorawise.checking.adapter_file import AdapterFile
 from lorawise.checking.rules.rule import Hit, rule
-from lorawise.store.algebra.normalize import SERVED_RANKS
+from lorawise.store.served import served_rank
 
 
 @rule("LW609", "note", AdapterFile)
@@ -32,7 +32,7 @@ def engine_vllm(adapter: AdapterFile) -> Iterator[Hit]:
         )
     rank = max((layer.rank for layer in adapter.layers), default=0)
     if rank > 16:
-        needed = next((size for size in SERVED_RANKS if size >= rank), None)
+        needed = served_rank(rank)
         cure = f"--max-lora-rank {needed}" if needed else "resize it to 512 or less"
         yield Hit(
             message=f"vLLM takes ranks up to 16 by default; this one is {rank}", cure=cure, line=adapter.lines.get("r")

@@ -13,14 +13,13 @@ from lorawise.lora.config import LoraConfig
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.algebra.factors import Factors
 from lorawise.store.algebra.result import computed, shapes_of
-
-SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's max_lora_rank
+from lorawise.store.served import SERVED_RANKS, served_rank
 
 
 def normal_rank(adapter: StoredAdapter) -> int:
     """The smallest served rank that holds every module. `AdapterError` when none does."""
     largest = max((a.shape[0] for a, _ in adapter.layers.values()), default=1)
-    served = next((rank for rank in SERVED_RANKS if rank >= largest), None)
+    served = served_rank(largest)
     if served is None:
         raise AdapterError(
             f"a module has rank {largest}",
