@@ -3,8 +3,9 @@
 Names are loaded when first used, so that importing `lorawise` costs milliseconds and never loads torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lorawise.base.lazy import loaded_when_used
 
 __version__ = "0.1.0"
 
@@ -19,27 +20,18 @@ if TYPE_CHECKING:
     from lorawise.training.run import train as train
     from lorawise.tuning.study import tune as tune
 
-_HOMES = {
-    "LoraConfig": "lorawise.lora.config",
-    "check": "lorawise.checking.checker",
-    "load": "lorawise.models.load",
-    "merge": "lorawise.merging.merge",
-    "plan": "lorawise.planning.plan",
-    "train": "lorawise.training.run",
-    "tune": "lorawise.tuning.study",
-    "verify": "lorawise.merging.verify",
+_HOMES: dict[str, str | None] = {
+    "LoraConfig": "lora.config",
+    "check": "checking.checker",
+    "load": "models.load",
+    "lora": None,
+    "merge": "merging.merge",
+    "plan": "planning.plan",
+    "train": "training.run",
+    "tune": "tuning.study",
+    "verify": "merging.verify",
 }
 
 __all__ = ["LoraConfig", "__version__", "check", "load", "lora", "merge", "plan", "train", "tune", "verify"]
 
-
-def __getattr__(name: str) -> object:
-    if name == "lora":
-        return import_module("lorawise.lora")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'lorawise' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = loaded_when_used("lorawise", _HOMES)

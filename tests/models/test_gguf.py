@@ -11,7 +11,7 @@ from tests.models.saved_models import VOCABULARY, tiny_tokenizer, write_gguf
 from tests.tiny import tiny_model
 from transformers import PreTrainedModel
 
-from lorawise.base.errors import ModelError, StorageError
+from lorawise.base.errors import ModelError, StorageError, TensorFileError
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.models.gguf import converted_gguf
 from lorawise.models.open import open_model, resolve_model
@@ -131,7 +131,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(
 
 def test_what_is_not_a_gguf_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with pytest.raises(ModelError, match="not a GGUF file"):
+    with pytest.raises(TensorFileError, match="not a GGUF file"):
         resolve_model(tmp_path / "text.gguf")
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "imaginary")
     writer.add_tensor("a.weight", torch.ones(2, 2).numpy())
@@ -144,5 +144,5 @@ def test_what_is_not_a_gguf_model_is_refused(tmp_path: Path) -> None:
     whole = tmp_path / "m.gguf"
     tiny_gguf(whole)
     (tmp_path / "torn.gguf").write_bytes(whole.read_bytes()[:20_000])
-    with pytest.raises(ModelError, match=r"torn\.gguf"):
+    with pytest.raises(TensorFileError, match=r"torn\.gguf"):
         resolve_model(tmp_path / "torn.gguf", progress=[].append)

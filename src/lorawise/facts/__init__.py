@@ -5,8 +5,9 @@ trainable(facts, LoraConfig(r=16))                   parameters an adapter would
 find_device("rtx-4090")                              memory, bandwidth, formats, throughput
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lorawise.base.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from lorawise.facts.device import DeviceFacts as DeviceFacts
@@ -29,12 +30,4 @@ _HOMES = {
 
 __all__ = [*_HOMES]  # noqa: PLE0604
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(f"lorawise.facts.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lorawise.facts' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = loaded_when_used("lorawise.facts", _HOMES)

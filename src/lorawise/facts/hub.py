@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lorawise.base.errors import ModelError
+from lorawise.base.hub import hub_refusals
 from lorawise.facts.disk import Stored
 from lorawise.facts.known import nearest_known
 
@@ -89,33 +90,14 @@ def _unreachable(name: str, why: str) -> ModelError:
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """The hub's refusals as ours."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     # The base of all errors of the HTTP library that huggingface_hub was built on.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # isort: skip
 
     try:
-        yield
-    except HFValidationError as problem:
-        raise ModelError(f"'{name}' is neither a file, a folder nor a hub id", cure=str(problem)) from None
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated, and this machine's hub account may not read it",
-            expected="its terms accepted on the model's page",
-            cure="accept them there, then `hf auth login`; or give a folder with its config.json",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"the model hub knows no '{name}' that this machine may read",
-            expected="organisation/name, a folder or a .gguf file",
-            cure="check the spelling; for a private model, `hf auth login`",
-        ) from None
+        with hub_refusals(name):
+            yield
     except LocalEntryNotFoundError:
         raise _unreachable(name, "no connection") from None
     except EntryNotFoundError:

@@ -7,8 +7,9 @@
 Names are loaded when first used: `lorawise.lora.config` and planning need no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lorawise.base.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from lorawise.lora.adapters import Adapters as Adapters
@@ -43,12 +44,4 @@ _HOMES = {
 
 __all__ = [*_HOMES]  # noqa: PLE0604
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(f"lorawise.lora.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lorawise.lora' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = loaded_when_used("lorawise.lora", _HOMES)

@@ -18,16 +18,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorawise.base.cache import cache_folder
 from lorawise.base.errors import ModelError
-from lorawise.base.files import MANIFEST, atomic_folder, sha256_file, storage_errors, sweep_partial
+from lorawise.base.files import MANIFEST, atomic_folder, sha256_file, sweep_partial
+from lorawise.base.gguf import GGUFHeader
+from lorawise.base.locks import alone_in
 from lorawise.facts.gguf import opened_dtype
 from lorawise.models.files import Progress, to_stderr
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 RULES = 1  # raised when a conversion would give other bytes, so that old folders are made again
 
@@ -52,22 +51,14 @@ def finished_conversion(digest: str) -> Path | None:
 @contextlib.contextmanager
 def cache_lock(progress: Progress) -> Iterator[None]:
     """One process at a time makes models in the cache; whoever comes second waits, and is told so."""
-    from filelock import FileLock, Timeout
+
+    def waiting() -> None:
+        progress("another process is preparing a model in the cache; waiting for it")
 
     parent = cache_folder() / "models"
-    with storage_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(parent / ".lock")
-        try:
-            lock.acquire(timeout=0.2)
-        except Timeout:
-            progress("another process is preparing a model in the cache; waiting for it")
-            lock.acquire()
-    try:
+    with alone_in(parent, busy=waiting, patience=0.2):
         sweep_partial(parent)
         yield
-    finally:
-        lock.release()
 
 
 def _folder(digest: str) -> Path:
@@ -87,24 +78,16 @@ def _convert(path: Path, digest: str, progress: Progress) -> Path:
 
 def _read_types(path: Path) -> tuple[dict[str, int], str]:
     """How many matrices of the file are of each type, and its architecture."""
-    from gguf import GGUFReader
+    from gguf import GGMLQuantizationType
 
-    with path.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file", expected="a file that begins with the letters GGUF")
+    header = GGUFHeader.open(path)
     try:
-        reader = GGUFReader(path)
-    except (ValueError, KeyError, IndexError) as problem:
-        raise ModelError(f"{path} cannot be read as GGUF: {problem}", cure="fetch the file again") from problem
-    types = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
+        types = Counter(GGMLQuantizationType(each.type).name for each in header.tensors.values() if len(each.shape) > 1)
+    except ValueError as problem:
+        raise ModelError(f"{path} holds a tensor of a type that is not known here: {problem}") from None
     if not types:
         raise ModelError(f"{path} holds no weights", expected="a GGUF file of a whole model")
-    return dict(types), _architecture(reader)
-
-
-def _architecture(reader: "GGUFReader") -> str:
-    field = reader.fields.get("general.architecture")
-    return str(field.contents()) if field else "unknown"
+    return dict(types), str(header.settings.get("general.architecture", "unknown"))
 
 
 def _save_model(path: Path, folder: Path, dtype: str, architecture: str) -> None:

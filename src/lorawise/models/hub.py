@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorawise.base.errors import ModelError
 from lorawise.base.files import storage_errors
+from lorawise.base.hub import hub_refusals
 from lorawise.models.files import EMBEDDED, Progress
 
 PATTERNS = (
@@ -33,33 +34,13 @@ PATTERNS = (
 def fetch_snapshot(name: str, *, progress: Progress) -> Path:
     """The folder of a hub id's newest snapshot; without the hub, the cached copy; else `ModelError`."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not _is_cached(name):
         progress(f"fetching {name} from the model hub")
     try:
-        with storage_errors(Path("the model hub's cache (HF_HOME)")):
+        with hub_refusals(name), storage_errors(Path("the model hub's cache (HF_HOME)")):
             return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-    except HFValidationError as problem:
-        raise ModelError(f"'{name}' is neither a file, a folder nor a hub id", cure=str(problem)) from None
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated, and this machine's hub account may not read it",
-            expected="its terms accepted on the model's page",
-            cure="accept them there, then `hf auth login`",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"the model hub knows no '{name}' that this machine may read",
-            expected="organisation/name, a folder or a .gguf file",
-            cure="check the spelling; for a private model, `hf auth login`",
-        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as problem:
         raise _unreachable(name, problem) from problem
 

@@ -6,8 +6,9 @@
 Names are loaded when first used: work on files alone needs no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lorawise.base.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from lorawise.store.peft_format import read_adapter as read_adapter
@@ -34,12 +35,4 @@ _HOMES = {
 
 __all__ = [*_HOMES]  # noqa: PLE0604
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(f"lorawise.store.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lorawise.store' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = loaded_when_used("lorawise.store", _HOMES)

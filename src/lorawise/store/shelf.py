@@ -12,15 +12,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lorawise.base.errors import AdapterError, StorageError, nearest
 from lorawise.base.files import atomic_folder, storage_errors, verify_folder, write_text
+from lorawise.base.locks import alone_in
 from lorawise.store.algebra.result import Source
 from lorawise.store.peft_format import CARD, CONFIG, PROVENANCE, TENSORS
 
@@ -186,15 +185,9 @@ class Shelf:
         cure = nearest(name, list(names)) if 0 < len(names) <= 1000 else "lorawise adapter list"
         return AdapterError(f"the store at {self.root} knows no '{name}'", expected="a name or a digest", cure=cure)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with storage_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.root / ".lock", timeout=_PATIENCE):
-                yield
-        except Timeout:
-            raise StorageError(f"another command holds {self.root}", cure="wait for it, and try again") from None
+    def _locked(self) -> AbstractContextManager[None]:
+        refusal = StorageError(f"another command holds {self.root}", cure="wait for it, and try again")
+        return alone_in(self.root, busy=lambda: refusal, patience=_PATIENCE)
 
 
 def _require_name(name: str) -> None:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lorawise.base.errors import ConfigError, UsageError
 from lorawise.base.files import digest_text, storage_errors, sweep_partial, write_text
+from lorawise.base.locks import LOCK_NAME, alone_in
 from lorawise.runfile import RunFile, load_run_file
 
-LOCK_NAME = ".lock"
 MAY_CHANGE = frozenset({"train.keep_checkpoints", "train.save_every", "train.trackers"})  # none of them trains
 
 
@@ -57,22 +55,14 @@ class RunFolder:
                 )
         _try_writing(self.path)
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Alone in the folder: `UsageError` while another process trains there. A killed one holds it no longer."""
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK_NAME)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise UsageError(
-                    f"{self.path} is being trained by another process", cure="wait for it, or choose another with -o"
-                ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Alone in the folder: `UsageError` while another process trains there."""
+        return alone_in(
+            self.path,
+            busy=lambda: UsageError(
+                f"{self.path} is being trained by another process", cure="wait for it, or choose another with -o"
+            ),
+        )
 
     def sweep(self) -> None:
         """Clear what a killed process left unfinished."""

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from lorawise.base.errors import StorageError, UsageError
 from lorawise.base.files import atomic_folder, storage_errors, sweep_partial, verify_folder, write_text
+from lorawise.base.locks import LOCK_NAME, alone_in
 from lorawise.tuning.events import Event, RungEnded, StudyEnded, TrialAsked, from_line, to_line
 from lorawise.tuning.pack import SlotState
-
-LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +52,10 @@ class StudyFolder:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Alone in the folder; `UsageError` while another process works there."""
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK_NAME)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise UsageError(f"{self.path} is held by another process", cure="wait for it") from None
-        try:
+        refusal = UsageError(f"{self.path} is held by another process", cure="wait for it")
+        with alone_in(self.path, busy=lambda: refusal):
             sweep_partial(self.path)
             yield
-        finally:
-            lock.release()
 
     def require_same(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What the study was started with, if `asked` is the same; `UsageError` names what changed."""
