@@ -5,7 +5,6 @@ rung 1: for each pack { ask, advance, tell }    rung k: survivors in packs { adv
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from lorawise.training.memory import SHARE, bytes_per_token, free_memory
 from lorawise.training.schedule import schedules, warmup_steps
 from lorawise.training.setup import Prepared, lora_config, slot_settings
 from lorawise.training.signals import StopRequest, stop_on_signal
+from lorawise.tuning.engine import Arrived, Engine, Leg, OneProcess
 from lorawise.tuning.events import (
     Event,
     PackStepped,
@@ -29,7 +29,6 @@ from lorawise.tuning.events import (
     StudyEnded,
     StudyStarted,
     TrialAsked,
-    TrialFailed,
     TrialMeasured,
 )
 from lorawise.tuning.folder import EventsFile, StudyFolder, asked_trials, up_to_rung
@@ -74,6 +73,7 @@ class Study:
     states: dict[int, SlotState] = field(default_factory=dict)
     members: dict[int, Member] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
+    engine: Engine = field(init=False)
 
     def run(self, asked: Mapping[str, Any], readers: Sequence[Reader], stack: contextlib.ExitStack) -> StudyResult:
         """To the end, or to a signal; a study that has ended is only read."""
@@ -115,16 +115,16 @@ class Study:
         if done == 0:
             yield self._started()
         pack = Pack(self.prepared)
+        self.engine = OneProcess(pack)
         for trial in asked_trials(self.told):
             self._enlist(trial)
         survivors = self._survivors()
         for rung in range(done + 1, len(self.rungs) + 1):
             began = time.perf_counter()
             if rung == 1:
-                yield from self._first_rung(pack)
+                yield from self._first_rung()
             else:
-                for chosen in _parted(survivors, self.slots):
-                    yield from self._advance(pack, rung, chosen)
+                yield from self._advance(rung, survivors)
             ended = self._eliminate(rung, time.perf_counter() - began)
             survivors = ended.kept
             if rung == len(self.rungs):
@@ -151,24 +151,25 @@ class Study:
             base_loss=evaluator(0, "base").loss,
         )
 
-    def _first_rung(self, pack: Pack) -> Iterator[Event]:
-        """Ask a pack of settings, train them, tell what they came to; until all are asked."""
+    def _first_rung(self) -> Iterator[Event]:
+        """Ask as many settings as train at once, train them, tell what they came to; until all are asked."""
         grid = list(grid_of(self.axes)) if all(isinstance(axis, Grid) for axis in self.axes) else None
         asker = None if grid is not None else self._asker()
         seen: dict[str, int] = {}
-        for first in range(0, self.count, self.slots):
+        at_once = self.slots * self.engine.width
+        for first in range(0, self.count, at_once):
             fresh = []
-            for number in range(first, min(first + self.slots, self.count)):
+            for number in range(first, min(first + at_once, self.count)):
                 setting = grid[number] if grid is not None else asker.ask() if asker is not None else {}
                 trial = self._asked(number, setting, seen, from_grid=grid is not None)
                 yield trial
                 if self._enlist(trial):
                     fresh.append(number)
-            yield from self._advance(pack, 1, fresh)
+            yield from self._advance(1, fresh)
             if asker is not None:
                 losses = {e.trial: e.loss for e in self._measured(1)}
                 equal = {e.trial: e.equal_to for e in asked_trials(self.told) if e.equal_to is not None}
-                for number in range(first, min(first + self.slots, self.count)):
+                for number in range(first, min(first + at_once, self.count)):
                     asker.tell(number, losses.get(equal.get(number, number)))
 
     def _asker(self) -> Asker:
@@ -218,54 +219,37 @@ class Study:
         ended = [event for event in self.told if isinstance(event, RungEnded)]
         return ended[-1].kept if ended else ()
 
-    def _advance(self, pack: Pack, rung: int, trials: Sequence[int]) -> Iterator[Event]:
-        """One bank from the last rung's step to this one's, then every slot on the validation rows."""
-        if not trials:
-            return
-        pack.hold([self.members[trial] for trial in trials], self.states)
-        alive = dict.fromkeys(trials, True)
-        first, last = self.rungs[rung - 2] if rung > 1 else 0, self.rungs[rung - 1]
-        for k in range(first, last):
-            began = time.perf_counter()
-            done = pack.step(k)
-            yield PackStepped(
-                rung=rung,
-                step=k + 1,
-                trials=tuple(trials),
-                losses=done.losses,
-                rates=done.rates,
-                tokens=done.tokens,
-                seconds=time.perf_counter() - began,
-            )
-            for trial, loss, fine in zip(trials, done.losses, pack.trainer.optimizer.alive, strict=True):
-                if alive[trial] and not (fine and math.isfinite(loss)):
-                    alive[trial] = False
-                    what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not finite"
-                    yield TrialFailed(trial=trial, rung=rung, step=k + 1, reason=f"the {what}")
-            if self.stop:
+    def _advance(self, rung: int, trials: Sequence[int]) -> Iterator[Event]:
+        """`trials`, in packs, from the last rung's step to this one's."""
+        size = min(self.slots, -(-len(trials) // self.engine.width))
+        legs = [self._leg(rung, chosen) for chosen in _parted(trials, size)] if trials else []
+        for told in self.engine.train(legs):
+            if isinstance(told, Arrived):
+                self.states |= told.states
+                yield from told.measured
+                continue
+            yield told
+            if self.stop and isinstance(told, PackStepped):
                 raise Interrupted(
-                    f"{self.stop.name} at step {k + 1} of rung {rung}; the {rung - 1} rungs before it are saved",
+                    f"{self.stop.name} at step {told.step} of rung {rung}; the {rung - 1} rungs before it are saved",
                     cure=f"go on with: lorawise tune --resume -o {self.folder.path}",
                 )
-        self.states |= pack.lift()
-        scores = pack.scores()
-        tokens = sum(e.tokens for e in self.told if isinstance(e, PackStepped) and trials[0] in e.trials)
-        for slot, trial in enumerate(trials):
-            if alive[trial]:
-                yield TrialMeasured(
-                    trial=trial,
-                    rung=rung,
-                    step=last,
-                    loss=scores.losses[slot],
-                    row_losses=tuple(scores.row_losses[slot].tolist()),
-                    tokens=tokens,
-                )
+
+    def _leg(self, rung: int, trials: Sequence[int]) -> Leg:
+        return Leg(
+            rung=rung,
+            first=self.rungs[rung - 2] if rung > 1 else 0,
+            last=self.rungs[rung - 1],
+            members=tuple(self.members[trial] for trial in trials),
+            states={trial: self.states[trial] for trial in trials if trial in self.states},
+            tokens=max((e.tokens for e in self._measured(rung - 1) if e.trial in trials), default=0),
+        )
 
     def _measured(self, rung: int) -> list[TrialMeasured]:
         return [event for event in self.told if isinstance(event, TrialMeasured) and event.rung == rung]
 
     def _eliminate(self, rung: int, seconds: float) -> RungEnded:
-        measured = self._measured(rung)
+        measured = sorted(self._measured(rung), key=lambda event: event.trial)
         losses = [event.loss for event in measured]
         last = rung == len(self.rungs)
         order = ranking(losses)
