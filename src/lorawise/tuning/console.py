@@ -13,6 +13,7 @@ from lorawise.tuning.events import (
     PackStepped,
     RungEnded,
     StudyEnded,
+    StudyResumed,
     StudyStarted,
     TrialAsked,
     TrialFailed,
@@ -34,8 +35,10 @@ class StudyConsole:
         self._live: Live | None = None
         self._drawn = 0.0
 
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, PackStepped):
+    def __call__(self, event: Event | StudyResumed) -> None:
+        if isinstance(event, StudyResumed):
+            self._told.extend(event.told)
+        elif not isinstance(event, PackStepped):
             self._told.append(event)
         try:
             self._show(event)
@@ -47,8 +50,11 @@ class StudyConsole:
             self._live.stop()
             self._live = None
 
-    def _show(self, event: Event) -> None:
+    def _show(self, event: Event | StudyResumed) -> None:
         match event:
+            case StudyResumed():
+                done = sum(isinstance(each, RungEnded) for each in event.told)
+                self._say(f"going on after rung {done}")
             case StudyStarted():
                 rungs = ", ".join(str(step) for step in event.rungs)
                 self._say(

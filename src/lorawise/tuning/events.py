@@ -1,6 +1,7 @@
 """What a study says while it runs, and the lines of `events.jsonl`: one JSON object an event, `kind` first.
 
-    StudyStarted → TrialAsked+ → (PackStepped* → TrialMeasured+ → RungEnded)+ → StudyEnded        TrialFailed anywhere
+    StudyStarted → TrialAsked+ → (PackStepped* → TrialMeasured+ → RungEnded)+ → ScalingTurned+ → Answered* → StudyEnded
+    TrialFailed anywhere
 
 A study folder holds
 
@@ -107,6 +108,27 @@ class RungEnded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScalingTurned:
+    """The winner's trained adapter at `factor` times its scaling, on all validation rows; 0 is the base alone."""
+
+    trial: int
+    factor: float
+    loss: float
+    row_losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One validation row answered greedily by a finalist; `trial` None: by the base alone."""
+
+    trial: int | None
+    prompt: str
+    reference: str
+    answer: str
+    match: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyEnded:
     """`full_run_equivalents`: slot-steps trained over the steps of one whole run."""
 
@@ -117,7 +139,24 @@ class StudyEnded:
     sentence: str
 
 
-Event = StudyStarted | TrialAsked | PackStepped | TrialMeasured | TrialFailed | RungEnded | StudyEnded
+@dataclass(frozen=True, kw_only=True)
+class StudyResumed:
+    """The first thing readers are told when a study goes on: what had been told before, steps aside. Never written."""
+
+    told: tuple["Event", ...]
+
+
+Event = (
+    StudyStarted
+    | TrialAsked
+    | PackStepped
+    | TrialMeasured
+    | TrialFailed
+    | RungEnded
+    | ScalingTurned
+    | Answered
+    | StudyEnded
+)
 KINDS: dict[str, type[Event]] = {
     "study": StudyStarted,
     "trial": TrialAsked,
@@ -125,13 +164,15 @@ KINDS: dict[str, type[Event]] = {
     "measured": TrialMeasured,
     "failed": TrialFailed,
     "rung": RungEnded,
+    "turned": ScalingTurned,
+    "answered": Answered,
     "ended": StudyEnded,
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 class Reader(Protocol):
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event | StudyResumed) -> None: ...
 
 
 def to_line(event: Event) -> str:

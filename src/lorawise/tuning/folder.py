@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lorawise.base.errors import StorageError, UsageError
 from lorawise.base.files import atomic_folder, storage_errors, sweep_partial, verify_folder, write_text
 from lorawise.base.locks import LOCK_NAME, alone_in
-from lorawise.tuning.events import Event, RungEnded, StudyEnded, TrialAsked, from_line, to_line
+from lorawise.tuning.events import Event, RungEnded, StudyEnded, StudyResumed, TrialAsked, from_line, to_line
 from lorawise.tuning.pack import SlotState
 
 
@@ -122,7 +122,9 @@ class EventsFile:
         with storage_errors(path):
             self._out = path.open("a", encoding="utf-8")
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event | StudyResumed) -> None:
+        if isinstance(event, StudyResumed):
+            return
         with storage_errors(self.path):
             self._out.write(to_line(event) + "\n")
             self._out.flush()

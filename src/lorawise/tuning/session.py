@@ -20,6 +20,7 @@ from lorawise.training.memory import SHARE, bytes_per_token, free_memory
 from lorawise.training.schedule import schedules, warmup_steps
 from lorawise.training.setup import Prepared, lora_config, slot_settings
 from lorawise.training.signals import StopRequest, stop_on_signal
+from lorawise.tuning.closer_look import look_closer
 from lorawise.tuning.engine import Arrived, Engine, Leg, OneProcess
 from lorawise.tuning.events import (
     Event,
@@ -27,6 +28,7 @@ from lorawise.tuning.events import (
     Reader,
     RungEnded,
     StudyEnded,
+    StudyResumed,
     StudyStarted,
     TrialAsked,
     TrialMeasured,
@@ -86,6 +88,10 @@ class Study:
             stack.callback(log.close)
             self.stop = stack.enter_context(stop_on_signal())
             self.told = list(past)
+            if past:
+                seen = tuple(event for event in past if not isinstance(event, PackStepped))
+                for reader in readers:
+                    reader(StudyResumed(told=seen))
             for event in self._events(done):
                 self.told.append(event)
                 for reader in (log, *readers):
@@ -132,6 +138,14 @@ class Study:
             self.states = {trial: self.states[trial] for trial in survivors}
             yield ended
             self.folder.save(rung, self.states)  # last: a rung without its state is done again
+        finalists = [self.members[trial] for trial in self._survivors()[:KEPT]]
+        for event in look_closer(pack, finalists, self.states, slots=self.slots):
+            yield event
+            if self.stop:
+                raise Interrupted(
+                    f"{self.stop.name} after the last rung: every setting is measured, the best adapters are saved",
+                    cure=f"go on with: lorawise tune --resume -o {self.folder.path}",
+                )
         yield self._finish()
 
     def _started(self) -> StudyStarted:
