@@ -64,8 +64,59 @@ def test_eval_tells_base_and_adapter_on_the_same_rows(home: Path, capsys: Captur
     assert set(base) >= {"name", "loss", "perplexity", "exact_match", "examples"}
     assert run([*arguments, "--answers", "0"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["loss", "perplexity"]
-    assert [line.split()[0] for line in table[1:]] == ["base", "adapter"]
+    assert table[0].split() == ["loss", "perplexity", "loss", "against", "base"]
+    assert [line.split()[0] for line in table[1:3]] == ["base", "adapter"]
+
+
+def test_eval_judges_a_stack_a_combination_and_a_merge_against_their_parents(home: Path, capsys: Capture) -> None:
+    adapter, other = home / "out" / "adapter", home / "other"
+    assert run(["adapter", "rescale", str(adapter), "--by", "0.5", "-o", str(other)]) == 0
+    both, merged = home / "both", home / "merged"
+    assert run(["adapter", "combine", f"{adapter}=0.7", f"{other}=0.3", "-o", str(both)]) == 0
+    assert run(["merge", str(home / "base"), f"{adapter}=0.7", f"{other}=0.3", "-o", str(merged)]) == 0
+    capsys.readouterr()
+    named = [
+        part for name, at in (("a", adapter), ("b", other), ("both", both)) for part in ("--adapter", f"{name}={at}")
+    ]
+    arguments = ["eval", str(home / "base"), str(home / "test.jsonl"), *named, "--stack", "a=0.7 b=0.3"]
+    arguments += ["--merged", f"merged={merged}", "--answers", "3"]
+    assert run([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in told["rows"]}
+    assert [*rows] == ["base", "a", "b", "both", "0.7·a+0.3·b", "merged"]
+    for name in ("0.7·a+0.3·b", "merged"):  # the same model, reached three ways
+        assert rows[name]["loss"] == pytest.approx(rows["both"]["loss"], rel=1e-4)
+    pairs = {(pair["name"], pair["against"]): pair for pair in told["pairs"]}
+    parents = {name: [other for one, other in pairs if one == name] for name in rows}
+    assert parents["a"] == ["base"]
+    for name in ("both", "0.7·a+0.3·b", "merged"):
+        assert parents[name] == ["base", "a", "b"]
+    told_gap = pairs["merged", "a"]["loss"]
+    assert told_gap["difference"] == pytest.approx(rows["merged"]["loss"] - rows["a"]["loss"], abs=1e-9)
+    assert told_gap["low"] <= told_gap["difference"] <= told_gap["high"]
+    assert run(arguments) == 0
+    table = capsys.readouterr().out
+    assert "against its parents" in table
+    assert table.splitlines()[-2].startswith("6 rows, paired")
+    assert "paired bootstrap" in table
+
+
+def test_eval_refuses_what_would_not_pair(home: Path, tmp_path: Path, capsys: Capture) -> None:
+    tiny_folder(
+        tmp_path / "other", template="{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    start = ["eval", str(home / "base"), str(home / "test.jsonl"), "--answers", "0", "--json"]
+    for more, says in (
+        (["--merged", f"x={tmp_path / 'other'}"], "reads the rows as other tokens"),
+        (["--merged", f"base={home / 'base'}"], "stands for two"),
+        (["--stack", "a=0.5"], "no adapter is called 'a'"),
+        (["--stack", "a"], "NAME=WEIGHT"),
+        (["--stack", " "], "names no adapter"),
+        (["--adapter", "x", "--adapter", "y"], "NAME=DIR"),
+    ):
+        capsys.readouterr()
+        assert run([*start, *more]) == 2
+        assert says in " ".join(json.loads(capsys.readouterr().out)["error"].values())
 
 
 def test_eval_of_a_base_alone_has_one_row(home: Path, capsys: Capture) -> None:
@@ -76,14 +127,18 @@ def test_eval_of_a_base_alone_has_one_row(home: Path, capsys: Capture) -> None:
 
 def test_chat_answers_switches_and_compares(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
-        "paint red\n/compare\n/scale 0.5\n/base\n/scale 2\n/use mine\n/stack mine=0.5\n/ues mine\n/new\n/quit\nlost\n"
+        "/compare\npaint red\n/compare\n/scale 0.5\n/base\n/scale 2\n/scale mine 1\n/use mine\n/stack mine=0.5\n"
+        "/ues mine\n/new\n/compare\n/compare paint blue\n/quit\nlost\n"
     )
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
     adapter = f"mine={home / 'out' / 'adapter'}"
     assert run(["chat", str(home / "base"), "--adapter", adapter, "--max-tokens", "3"]) == 0
     shown = capsys.readouterr()
-    for told in ("[base]", "[mine]", "(mine at 0.5 of its scaling)", "(the base alone answers)", "(mine answers)"):
+    assert ["base", "mine"] in [line.split() for line in shown.out.splitlines()]
+    for told in ("(mine at 0.5 of its scaling)", "(the base alone answers)", "(mine answers)"):
         assert told in shown.out
+    assert ["base", "mine", "0.5·mine"] in [line.split() for line in shown.out.splitlines()]
+    assert "nothing was asked yet" in shown.err
     assert "no single adapter is in use" in shown.err
     assert "did you mean '/use'?" in shown.err
 

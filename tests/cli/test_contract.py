@@ -189,7 +189,7 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_only_when_asked(
         (["train"], "no run file was given"),
         (["train", "first.yaml", "--set", "lora.rnk=3"], "unknown key lora.rnk"),
         (["eval", "m", "d", "--answers", "-1"], "--answers"),
-        (["chat", "m", "--adapter", "dir"], "NAME=DIR"),
+        (["chat", "m", "--adapter", "dir", "--adapter", "other"], "NAME=DIR"),
         (["chat", "m", "--adapter", "base=dir"], "the model without adapters"),
     ],
 )

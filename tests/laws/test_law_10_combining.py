@@ -1,6 +1,7 @@
 """Law 10: one adapter combined with weight 1 is itself; an exact combination is the dense sum of the deltas.
 
-What every operation writes is loaded by PEFT, and by us, with the logits of the base with the dense deltas added.
+What every operation writes is loaded by PEFT, and by us, with the logits of the base with the dense deltas added. A
+weighted stack at run time is the exact combination on disk.
 """
 
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.peft_oracle import logits_of, peft_injected, peft_loaded, peft_saved
-from tests.store.made_adapters import adapters, dense_of, saved
+from tests.store.made_adapters import adapters, configs, dense_of, saved
 from tests.store.test_algebra import part, room
 from tests.tiny import tiny_model
 
+from lorawise import LoraConfig
 from lorawise.lora import attach
 from lorawise.lora.weights import AdapterWeights, StoredAdapter
 from lorawise.store import load_adapter
@@ -110,3 +113,64 @@ def test_peft_loads_what_a_combination_writes(method: str, sources: list[Source]
     if method in ("exact", "svd"):
         assert written.error < 1e-6
     check(tmp_path / "out")
+
+
+# -- at run time ---------------------------------------------------------------------------------------------------
+
+WIDTHS = {  # of tests.tiny's Llama: module → (in, out)
+    "model.layers.0.self_attn.q_proj": (32, 32),
+    "model.layers.0.self_attn.v_proj": (32, 16),
+    "model.layers.1.self_attn.q_proj": (32, 32),
+    "model.layers.1.mlp.down_proj": (48, 32),
+    "lm_head": (32, 256),
+}
+
+
+def over_llama(config: LoraConfig, modules: tuple[str, ...], seed: int) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for module in modules:
+        rank, (width_in, width_out) = config.rank_of(module), WIDTHS[module]
+        a = torch.randn(rank, width_in, generator=generator, dtype=torch.float64)
+        b = torch.randn(width_out, rank, generator=generator, dtype=torch.float64)
+        strength = config.scaling_of(module) * (rank * width_in) ** 0.5
+        layers[module] = (a, b / strength)  # whatever the setting, logits stay of a size
+    return AdapterWeights(config=config.replace(target_modules=modules, dropout=0.0), layers=layers)
+
+
+fitting = st.builds(
+    over_llama,
+    configs,
+    st.lists(st.sampled_from([*WIDTHS]), min_size=1, unique=True).map(tuple),
+    st.integers(0, 10_000),
+)
+weights_of_a_stack = st.floats(-2, 2).filter(lambda weight: abs(weight) > 1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    held=st.lists(st.tuples(fitting, weights_of_a_stack, st.sampled_from([1.0, 0.5])), min_size=1, max_size=3),
+    idle=fitting,
+)
+def test_a_stack_at_run_time_is_the_exact_combination_on_disk(
+    held: list[tuple[AdapterWeights, float, float]], idle: AdapterWeights
+) -> None:
+    """Float64 logits. A live scale multiplies an adapter's weight; one that is resident and idle does nothing."""
+    with room() as here:
+        sources = [saved(here / str(i), weights) for i, (weights, _, _) in enumerate(held)]
+        parts = [
+            part(str(i), s.adapter, w * scale) for i, (s, (_, w, scale)) in enumerate(zip(sources, held, strict=True))
+        ]
+        child = combine(parts, "exact", Options(), "F64")
+        write_child(here / "out", child, sources, exact_sum(parts), operation="combine", options={})
+        running = tiny_model("llama", dtype=torch.float64)
+        stacked = attach(running, {"idle": idle, **{str(i): load_adapter(here / str(i)) for i in range(len(held))}})
+        for i, (_, _, scale) in enumerate(held):
+            stacked.set_scale(str(i), scale)
+        stacked.stack({str(i): weight for i, (_, weight, _) in enumerate(held)})
+        combined = tiny_model("llama", dtype=torch.float64)
+        attach(combined, {"out": load_adapter(here / "out")}).use("out")
+        found, wanted = logits_of(running), logits_of(combined)
+        assert found.dtype == torch.float64
+        assert (wanted - logits_of(tiny_model("llama", dtype=torch.float64))).abs().max() > 1e-6
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)

@@ -1,8 +1,9 @@
 """`lorawise chat`: talk to a base model and its adapters, switched and scaled while talking.
 
-/use NAME   /base   /scale 0.5   /stack A=0.7 B=0.3   /compare   /new   /quit
+/use NAME   /base   /scale 0.5   /stack A=0.7 B=0.3   /compare [QUESTION]   /new   /quit
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
@@ -10,27 +11,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorawise.base.errors import LorawiseError, UsageError, nearest
+from lorawise.cli.named import BASE, adapters_of, stack_name, stack_of
 from lorawise.cli.outcome import Json, Outcome, Template
+from lorawise.report.columns import side_by_side
 
 if TYPE_CHECKING:
     from lorawise.models.load import Loaded
 
-BASE = "base"
 COMMANDS = {
-    "/use": "NAME        answer with this adapter",
-    "/base": "            answer as the base alone",
-    "/scale": "0.5         multiply the scaling of the adapter in use; 1 is as trained",
-    "/stack": "A=0.7 B=0.3 answer with a weighted sum of adapters",
-    "/compare": "            the last question once more, by the base and every adapter",
-    "/new": "            forget the conversation",
-    "/quit": "            leave",
+    "/use": "NAME         answer with this adapter",
+    "/base": "             answer as the base alone",
+    "/scale": "[NAME] 0.5   multiply an adapter's scaling; 1 is as trained",
+    "/stack": "A=0.7 B=0.3  answer with a weighted sum of adapters",
+    "/compare": "[QUESTION]   base and adapters side by side, on the last question or this",
+    "/new": "             forget the conversation",
+    "/quit": "             leave",
 }
 
 
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder or .gguf file.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter and what to call it. Repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter and what to call it, or @NAME. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 512,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
@@ -61,20 +63,7 @@ def chat(
             break
         if not as_json:
             typer.echo(reply)
-    return Outcome(document={"turns": talk.turns})
-
-
-def adapters_of(named: list[str]) -> dict[str, str]:
-    """`["legal=runs/a/adapter"]` → {"legal": "runs/a/adapter"}."""
-    found: dict[str, str] = {}
-    for entry in named:
-        name, equals, folder = entry.partition("=")
-        if not equals or not name or not folder or name in found:
-            raise UsageError(f"--adapter {entry}", expected="NAME=DIR, each name once")
-        if name == BASE:
-            raise UsageError(f"--adapter {entry}: '{BASE}' is the model without adapters", cure="choose another name")
-        found[name] = folder
-    return found
+    return Outcome(document={"turns": talk.turns, "compared": talk.compared})
 
 
 def _ask(voice: str) -> str | None:
@@ -89,13 +78,20 @@ def _ask(voice: str) -> str | None:
 
 @dataclass
 class Talk:
-    """One conversation: what was said, and which adapter answers."""
+    """One conversation: what was said, and which adapter answers.
+
+    voice     who answers: base, an adapter, or a stack as it was written
+    asked     the last question with what was said before it, for /compare
+    compared  each question that all were asked, and what each answered
+    """
 
     loaded: "Loaded"
     max_tokens: int
     voice: str = ""
     messages: list[Mapping[str, str]] = field(default_factory=list)
+    asked: list[Mapping[str, str]] = field(default_factory=list)
     turns: list[dict[str, str]] = field(default_factory=list)
+    compared: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.voice = self.voice or next(iter(self.loaded.adapters.names), BASE)
@@ -122,9 +118,9 @@ class Talk:
         return doing[word](rest.strip())
 
     def _answer(self, line: str) -> str:
-        asked = [*self.messages, {"role": "user", "content": line}]
-        reply = self._generate(asked)
-        self.messages = [*asked, {"role": "assistant", "content": reply}]
+        self.asked = [*self.messages, {"role": "user", "content": line}]
+        reply = self._generate(self.asked)
+        self.messages = [*self.asked, {"role": "assistant", "content": reply}]
         self.turns.append({"voice": self.voice, "user": line, "assistant": reply})
         return reply
 
@@ -144,27 +140,31 @@ class Talk:
         return "(the base alone answers)"
 
     def _scale(self, text: str) -> str:
-        factor = _number(text)
-        if self.voice not in self.loaded.adapters.names:
-            raise UsageError("no single adapter is in use", cure="/use NAME first")
-        self.loaded.scale(self.voice, factor)
-        return f"({self.voice} at {factor:g} of its scaling)"
+        name, _, factor = text.rpartition(" ")
+        name = name.strip() or self.voice
+        value = _number(factor)
+        if name not in self.loaded.adapters.names:
+            raise UsageError("no single adapter is in use", cure="name one, /scale NAME 0.5, or /use NAME first")
+        self.loaded.scale(name, value)
+        return f"({name} at {value:g} of its scaling)"
 
     def _stack(self, text: str) -> str:
-        weights = {name: _number(weight) for name, _, weight in (part.partition("=") for part in text.split())}
-        if not weights:
-            raise UsageError("/stack names no adapter", expected="/stack A=0.7 B=0.3")
+        weights = stack_of(text)
         self.loaded.stack(weights)
-        self.voice = "+".join(weights)
-        return f"({self.voice} answer)"
+        self.voice = stack_name(weights)
+        return f"({self.voice} answers)"
 
-    def _compare(self, _: str) -> str:
-        if not self.turns:
-            raise UsageError("nothing was asked yet", cure="ask something, then /compare")
-        before = self.messages[:-1]
-        replies = [f"[base] {self._generate_as(None, before)}"]
-        replies += [f"[{name}] {self._generate_as(name, before)}" for name in self.loaded.adapters.names]
-        return "\n".join(replies)
+    def _compare(self, question: str) -> str:
+        """Base and adapters, and the stack in use, on one question; the conversation stays where it was."""
+        asked = [*self.messages, {"role": "user", "content": question}] if question else self.asked
+        if not asked:
+            raise UsageError("nothing was asked yet", cure="ask something, or write it: /compare QUESTION")
+        voices: list[str | None] = [None, *self.loaded.adapters.names]
+        replies = {name or BASE: self._generate_as(name, asked) for name in voices}
+        if self.voice not in replies:
+            replies[self.voice] = self._generate(asked)
+        self.compared.append({"user": asked[-1]["content"], "answers": replies})
+        return side_by_side(replies, shutil.get_terminal_size().columns)
 
     def _generate_as(self, name: str | None, asked: list[Mapping[str, str]]) -> str:
         kept = self.loaded.adapters.routing.route

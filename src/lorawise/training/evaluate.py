@@ -4,7 +4,8 @@
     exact match  share of rows whose generated answer equals the reference, white space at the ends aside
     accuracy     share of right classes; F1 is macro: the mean over the classes of 2·tp / (2·tp + fp + fn)
 
-Shapes: losses (n,), one a slot; row_losses (n, rows), each row's own mean, in the order of the rows, for paired tests.
+Shapes: losses (n,), one a slot; row_losses (n, rows), each row's own mean, and row_tokens (rows,), what it is a mean
+over, in the order of the rows, for paired tests.
 """
 
 import math
@@ -35,6 +36,7 @@ LONGEST_ANSWER = 1024  # tokens; a reference may be longer, then its answer cann
 class Scores:
     losses: tuple[float, ...]
     row_losses: NDArray[np.float64]
+    row_tokens: NDArray[np.int64]
     tokens: int
     predicted: tuple[int, ...] = ()  # classes of the first slot, in the order of the rows
 
@@ -114,6 +116,7 @@ def score(model: PreTrainedModel, batches: Sequence[MicroBatch], objective: Next
     return Scores(
         losses=tuple((table.sum(1) / each.sum()).tolist()),
         row_losses=table / each,
+        row_tokens=each,
         tokens=sum(batch.tokens for batch in batches),
         predicted=tuple(classes[row] for row in sorted(classes)),
     )

@@ -4,13 +4,15 @@ Rows are measured as a run's evaluation does (`evaluate`), one document a row: l
 number, perplexity e^loss, exact match the share of the first `answers` rows answered word for word.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lorawise.base.errors import DataError
 from lorawise.data.batches import BatchOptions, eval_batches
 from lorawise.data.encode import encode_rows
+from lorawise.data.encoded import EncodedSet
 from lorawise.data.encoder import EncodeOptions
 from lorawise.data.rows import RowSet
 from lorawise.lora.injection import task_of
@@ -25,7 +27,11 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """`name` is `base` or an adapter's. Shares of 1, None where not measured."""
+    """`name` is `base`, an adapter's or a stack's. Shares of 1, None where not measured.
+
+    row_losses, row_tokens   each row's own mean loss and what it is a mean over, for paired comparison
+    ids_digest               of the ids measured and which of them count: rows pair where it is equal
+    """
 
     name: str
     loss: float
@@ -35,10 +41,21 @@ class Measured:
     f1: float | None
     tokens: int
     examples: tuple[Sample, ...]
+    row_losses: tuple[float, ...]
+    row_tokens: tuple[int, ...]
+    ids_digest: str
 
 
-def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> Iterator[Measured]:
-    """The base first, then every adapter of `loaded`, on the same rows in the same batches."""
+def measure(
+    loaded: Loaded,
+    rows: RowSet,
+    *,
+    answers: int,
+    max_length: int,
+    stacks: Mapping[str, Mapping[str, float]] | None = None,
+) -> Iterator[Measured]:
+    """The base first, then every adapter of `loaded`, then every stack of them (name → adapter → weight), on the same
+    rows in the same batches."""
     head = task_of(loaded.model) == "SEQ_CLS"
     positions = positions_of(loaded.files.config) or max_length
     options = _encoding(loaded, rows, head=head, max_length=min(max_length, positions))
@@ -50,14 +67,16 @@ def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> I
     window = window_of_model(loaded.model)
     asked = rows.rows[: 0 if head else answers]
     questions = questions_of(asked, loaded.tokenizer, options, encoded.stop_ids, window=window) if asked else None
-    for name in (None, *loaded.adapters.names):
-        loaded.use(name)
+    digest = _ids_digest(encoded)
+    routes: dict[str, Mapping[str, float]] = {"base": {}, **{name: {name: 1.0} for name in loaded.adapters.names}}
+    for name, weights in (routes | dict(stacks or {})).items():
+        loaded.stack(weights)
         scores = score(loaded.model, batches, objective_of("SEQ_CLS" if head else "CAUSAL_LM"))
         samples = answered(loaded.model, questions) if questions is not None else ()
         truth = [row.label for row in encoded if row.label is not None]
         accuracy, f1 = accuracy_and_f1(truth, scores.predicted) if head else (None, None)
         yield Measured(
-            name=name or "base",
+            name=name,
             loss=scores.losses[0],
             perplexity=math.exp(min(scores.losses[0], 700.0)),
             exact_match=sum(sample.match for sample in samples) / len(samples) if samples else None,
@@ -65,7 +84,18 @@ def measure(loaded: Loaded, rows: RowSet, *, answers: int, max_length: int) -> I
             f1=f1,
             tokens=scores.tokens,
             examples=samples,
+            row_losses=tuple(scores.row_losses[0].tolist()),
+            row_tokens=tuple(scores.row_tokens.tolist()),
+            ids_digest=digest,
         )
+
+
+def _ids_digest(encoded: EncodedSet) -> str:
+    digest = hashlib.sha256()
+    for row in encoded:
+        digest.update(f"{row.row} {row.label} {len(row.ids)}:".encode())
+        digest.update(row.ids.tobytes() + row.trained.tobytes())
+    return digest.hexdigest()
 
 
 def _encoding(loaded: Loaded, rows: RowSet, *, head: bool, max_length: int) -> EncodeOptions:
