@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorawise.merging.merge import merge as merge
     from lorawise.merging.verify import verify as verify
     from lorawise.models.load import load as load
-    from lorawise.planning.plan import plan as plan
+    from lorawise.planning.planner import plan as plan
     from lorawise.training.run import train as train
     from lorawise.tuning.study import tune as tune
 
@@ -26,7 +26,7 @@ _HOMES: dict[str, str | None] = {
     "load": "models.load",
     "lora": None,
     "merge": "merging.merge",
-    "plan": "planning.plan",
+    "plan": "planning.planner",
     "train": "training.run",
     "tune": "tuning.study",
     "verify": "merging.verify",

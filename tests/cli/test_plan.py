@@ -176,6 +176,18 @@ def test_a_trace_takes_the_place_of_the_prediction_and_agrees(home: Path, capsys
         (["llama", "--set", "task=poetry"], "task"),
         (["llama", "--set", "nonsense"], "key=value"),
         (["llama", "--divice", "h100"], "--device"),
+        (["llama", "rows.jsonl", "--table", "--trace"], "--table with --trace"),
+        (["llama", "rows.jsonl", "--table", "--explain", "lora.r"], "--explain"),
+        (["rows.jsonl", "llama"], "looks like data"),
+        (["llama", "--set", "base.dtype=int8"], "int8"),
+        (["llama", "--method", "qlora", "--set", "base.dtype=float16"], "leave one of the two out"),
+        (["llama", "--method", "lora", "--set", "base.dtype=nf4"], "nf4"),
+        (["llama", "--set", "lora.target_modules=("], "regular expression"),
+        (["llama", "--set", "train.epochs=1", "--set", "train.steps=2"], "one of the two"),
+        (["list"], "holds a list"),
+        (["number"], "model_type (3)"),
+        (["hollow"], "holds no tensor"),
+        (["long"], "torn"),
         (["torn"], "torn"),
         (["strange"], "never_seen"),
         (["half"], "hidden_size"),
@@ -186,6 +198,10 @@ def test_bad_input_says_what_was_found_and_how_to_cure_it(
     home: Path, capsys: Capture, arguments: list[str], said: str
 ) -> None:
     (model_folder(home / "torn") / "model.safetensors").write_bytes(b'\x80\x00\x00\x00\x00\x00\x00\x00{"a"')
+    (model_folder(home / "hollow") / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (model_folder(home / "long") / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}")
+    (model_folder(home / "list") / "config.json").write_text("[]")
+    model_folder(home / "number", LLAMA_8B | {"model_type": 3})
     model_folder(home / "strange", LLAMA_8B | {"model_type": "never_seen", "architectures": ["NeverSeen"]})
     model_folder(home / "half", {key: value for key, value in LLAMA_8B.items() if key != "hidden_size"})
     before = sorted(home.rglob("*"))
@@ -199,11 +215,56 @@ def test_bad_input_says_what_was_found_and_how_to_cure_it(
     assert sorted(home.rglob("*")) == before
 
 
+def test_every_refusal_of_a_value_says_what_the_field_is_for(home: Path, capsys: Capture) -> None:
+    assert run(["plan", "llama", "--set", "lora.r=-4", "--set", "train.epochs=0", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["found"].startswith("2 problems")
+    assert "lora.r is rank: how complex a correction it can learn; left out, it is 16" in error["cure"]
+    assert "train.epochs is passes over the data" in error["cure"]
+
+
+def test_a_missing_file_names_what_looks_like_it_or_the_first_few(home: Path, capsys: Capture) -> None:
+    for i in range(30):
+        write_rows(home / f"other-{i:02}.jsonl", rows_of(2))
+    assert run(["plan", "llama", "row.jsonl"]) == 2
+    assert "did you mean 'rows.jsonl'?" in capsys.readouterr().err
+    assert run(["plan", "llama", "things-i-wrote.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "and 29 more" in said
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_is_whole_within_the_terminal(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for model in ("llama", "meta-llama/Llama-3.3-70B-Instruct"):
+        assert run(["plan", model, "--table", "--device", "h100"]) == 0
+        screen = capsys.readouterr().out
+        assert "…" not in screen
+        assert max(map(len, screen.splitlines())) <= width
+
+
+def test_a_price_always_says_something(home: Path, capsys: Capture) -> None:
+    """Whole with data; by the million tokens without; and where no speed is known, that none can be told."""
+    assert run(["plan", "llama", "rows.jsonl", "--device", "h100", "--price", "3"]) == 0
+    assert "costs about" in capsys.readouterr().out
+    assert run(["plan", "llama", "--device", "h100", "--price", "3"]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "a million tokens cost about" in screen
+    assert "name the data" in screen
+    assert run(["plan", "llama", "--device", "64GiB", "--price", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "plan-no-cost" in {finding["code"] for finding in told["findings"]}
+
+
 def test_rows_that_would_stop_training_are_an_error_level_finding(home: Path, capsys: Capture) -> None:
     (home / "bad.jsonl").write_text((home / "rows.jsonl").read_text() + "{oops\n", encoding="utf-8")
     assert run(["plan", "llama", "bad.jsonl", "--device", "h100", "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert [f["code"] for f in findings if f["level"] == "error"] == ["data-bad-rows"]
+    assert "data-skipped" not in {f["code"] for f in findings}
 
 
 def test_an_8b_header_is_planned_in_a_second_without_torch(home: Path) -> None:

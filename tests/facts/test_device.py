@@ -191,3 +191,30 @@ def test_an_apple_chip_is_found_by_its_name_and_memory(monkeypatch: pytest.Monke
 def test_more_usable_than_there_is_is_refused() -> None:
     with pytest.raises(ConfigError):
         DeviceFacts(name="x", memory=1, usable=2, kind="cuda")
+
+
+def test_whether_a_processor_multiplies_bfloat16_is_what_torch_says() -> None:
+    import torch
+
+    assert machine.multiplies_bfloat16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("flags : fpu sse2 avx2 fma", False),
+        ("flags : avx512f avx512bw avx512vl avx512dq avx2", True),
+        ("Features : fp asimd evtstrm bf16", True),
+        ("Features : fp asimd evtstrm", False),
+        ("", False),
+    ],
+)
+def test_it_is_read_from_what_the_kernel_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, fast: bool
+) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor : 0\n{flags}\n", encoding="utf-8")
+    monkeypatch.setattr(machine, "CPUINFO", told)
+    assert machine.multiplies_bfloat16.__wrapped__() == fast
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "nowhere")
+    assert not machine.multiplies_bfloat16.__wrapped__()

@@ -28,6 +28,7 @@ def test_the_plans_own_advice_contradicts_nothing(tmp_path: Path, task: str) -> 
         (("lora.r=64",), "high-rank"),  # mistake 3
         (("lora.scaling=4", "train.learning_rate=5e-4"), "unstable"),  # mistake 2, its very numbers
         (("lora.r=32", "lora.target_modules=qv"), "few-modules"),  # mistake 4, its very numbers
+        (("lora.r=2048",), "rank-beyond-width"),  # keys are 1,024 wide
         (("lora.scaling=16",), "outside-range"),
         (("train.learning_rate=1e-6",), "outside-range"),
         (("train.epochs=20",), "outside-range"),
@@ -74,3 +75,10 @@ def test_what_the_data_loses_or_lacks_is_told(tmp_path: Path) -> None:
 
 def test_every_rule_is_documented_or_named_plainly() -> None:
     assert len(RULES) == len({rule.__name__ for rule in RULES}) >= 10
+
+
+def test_an_adapters_settings_have_no_part_in_full_fine_tuning(tmp_path: Path) -> None:
+    s = situation(tmp_path, "lora.r=512", "lora.scaling=9", "lora.target_modules=qv", method="full")
+    assert [finding.code for finding in contradictions(s, decide(s))] == ["plan-no-adapter"]
+    plain = situation(tmp_path, method="full")
+    assert not contradictions(plain, decide(plain))

@@ -9,7 +9,10 @@ from tests.planning.situations import LLAMA_8B, SMOL_135M, model_folder
 from lorawise.facts.device import DeviceFacts, devices, find_device
 from lorawise.facts.read import read_model
 from lorawise.lora.config import LoraConfig
-from lorawise.planning.fit import Load, concessions, largest, settle, smallest_device
+from lorawise.planning.concessions import concessions
+from lorawise.planning.fit import settle
+from lorawise.planning.largest import largest, smallest_device
+from lorawise.planning.load import Load
 
 NAMES = ["packing budget", "checkpointing", "chunked loss", "4-bit base", "length", "rank", "targets"]
 

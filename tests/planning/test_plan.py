@@ -15,6 +15,7 @@ from lorawise.planning.explain import PAGES
 from lorawise.planning.table import COLUMNS, vram_table
 from lorawise.planning.tokenizer import tokenizer_folder
 from lorawise.runfile import load_run_file
+from lorawise.runfile.not_built import is_built
 
 
 @pytest.fixture
@@ -78,12 +79,23 @@ def test_methods_are_compared(base: Path) -> None:
     assert document(plan)["methods"] == dict(plan.methods)
 
 
-def test_qlora_is_planned_with_the_same_scaling_and_said_not_to_be_trainable(base: Path, data: Path) -> None:
+def test_qlora_is_planned_with_the_same_scaling_and_says_where_it_cannot_be_trained(base: Path, data: Path) -> None:
     plain, quantised = (lorawise.plan(base, data, device="h100", method=method) for method in ("lora", "qlora"))
     assert plain.config == quantised.config
     assert quantised.settled.text("base.dtype") == "nf4"
-    assert "plan-not-built" in {finding.code for finding in quantised.findings}
+    told = "plan-not-built" in {finding.code for finding in quantised.findings}
+    assert told != is_built("base.dtype", "nf4")
     assert quantised.run.base.dtype == "nf4"
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_memory_is_of_the_type_that_is_computed_in_not_of_the_stored_one(tmp_path: Path, method: str) -> None:
+    stored = [model_folder(tmp_path / name, LLAMA_8B | {"torch_dtype": name}) for name in ("bfloat16", "float32")]
+    plans = [lorawise.plan(folder, device="h200", method=method) for folder in stored]
+    assert plans[0].memory == plans[1].memory
+    wide = lorawise.plan(stored[0], device="h200", sets=("base.dtype=float32",)).memory
+    weights = {line.cause: line.bytes for line in wide.by_cause}["base weights"]
+    assert weights == pytest.approx(4 * 8_030_261_248, rel=1e-4)
 
 
 def test_full_fine_tuning_is_planned_and_its_run_file_refused(base: Path, data: Path) -> None:

@@ -81,7 +81,10 @@ def _compiled(pattern: str) -> _Pattern:
     try:
         return cast(_Pattern, regex.compile(pattern))  # type: ignore[no-untyped-call]
     except (regex.error, RecursionError) as problem:
-        raise ConfigError(f"pattern {_short(pattern)} is not a regular expression: {problem}") from None
+        raise ConfigError(
+            f"pattern {_short(pattern)} is not a regular expression: {problem}",
+            expected="a preset, names of modules, or one regex such as .*(q|v)_proj",
+        ) from None
 
 
 def _counts(pattern: str) -> list[int]:

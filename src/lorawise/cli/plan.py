@@ -52,10 +52,14 @@ def plan(
     lorawise plan ./base --explain lora.scaling
     lorawise plan ./base --table
     """
-    from lorawise.planning.plan import plan as make_plan
+    from lorawise.planning.planner import plan as make_plan
 
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists already", cure="choose another name with -o, or remove it")
+    views = [name for name, asked in (("--table", table), ("--explain", explain is not None)) if asked]
+    if views and (trace or out is not None or len(views) > 1):
+        rest = [*views[1:], *(["--trace"] if trace else []), *(["-o"] if out is not None else [])]
+        raise ConfigError(f"{views[0]} with {' and '.join(rest)}", expected="one of them", cure="ask twice")
     with _Bar(quiet=as_json) as bar:
         planned = make_plan(
             model,
@@ -139,7 +143,7 @@ def _table(planned: "Plan") -> Outcome:
         document={
             "model": planned.model.source,
             "length": length,
-            "columns": [name for name, _, _ in COLUMNS],
+            "columns": [f"{method} {mode}" for method, mode in COLUMNS],
             "rows": [asdict(row) for row in rows],
         },
         table=rendered(table_screen(planned.model.source, length, rows, width), width=width, colour=colour),

@@ -7,16 +7,18 @@ left and looks like `owner/name` is a hub id, read through `datasets`.
 import glob
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorawise.base.errors import DataError, nearest
+from lorawise.base.errors import DataError
 from lorawise.data.records import READERS, Record, data_suffix, read_records, without_nulls
 from lorawise.data.rows import Source, Where
 
 if TYPE_CHECKING:
     import datasets
 
+SHOWN = 3  # names of what is there, where none looks like what was asked for
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SUFFIXES = ", ".join(READERS)
 
@@ -38,6 +40,16 @@ def source_records(source: Source) -> Iterator[Record]:
 
 def source_files(source: Source) -> list[Path]:
     """The files a source means, sorted by name. Raises `DataError` when there are none."""
+    try:
+        return _files(source)
+    except OSError as problem:
+        raise DataError(
+            f"{source.path} cannot be read: {problem.filename or source.path}: {problem.strerror}",
+            cure="name the data file itself, or a folder that holds nothing else",
+        ) from None
+
+
+def _files(source: Source) -> list[Path]:
     path = Path(source.path).expanduser()
     if path.is_file():
         if data_suffix(path) not in READERS:
@@ -67,7 +79,12 @@ def _near_file(path: Path) -> str:
     names = [p.name for p in folder.iterdir() if p.is_dir() or data_suffix(p) in READERS] if folder.is_dir() else []
     if not names:
         return f"there is no data in {folder}; a hub id is written owner/name"
-    return nearest(path.name, names)
+    near = get_close_matches(path.name, names, n=3, cutoff=0.75)
+    if near:
+        return f"did you mean {' or '.join(repr(name) for name in near)}?"
+    shown = ", ".join(sorted(names)[:SHOWN])
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"in {folder} there is {shown}{more}; a hub id is written owner/name"
 
 
 def _hub_records(source: Source) -> Iterator[Record]:

@@ -11,6 +11,7 @@ from typing import Any
 from lorawise.base.errors import ModelError
 from lorawise.base.safetensors import SafetensorsFile, TensorHeader
 
+_WANTED = 'the config.json that transformers writes: a mapping with "model_type": "llama" or another'
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -22,9 +23,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is missing", expected="a base model's folder", cure=_no_config_cure(folder)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ModelError(f"{path} is not JSON: {problem}", cure="fetch the model again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type", expected="the config.json that transformers writes")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds {_kind(config)}", expected=_WANTED, cure="fetch the model again")
+    if not isinstance(config.get("model_type"), str):
+        said = repr(config["model_type"]) if "model_type" in config else "none"
+        raise ModelError(
+            f"{path} names no model_type ({said})",
+            expected=_WANTED,
+            cure="fetch the model again, or save it with save_pretrained",
+        )
     return config
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "nothing")
 
 
 def has_weights(folder: Path) -> bool:
@@ -58,8 +72,13 @@ def weight_files(folder: Path) -> list[Path]:
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of a folder, from the safetensors headers alone; `TensorFileError` for a torn file."""
     found: dict[str, TensorHeader] = {}
-    for path in weight_files(folder):
+    files = weight_files(folder)
+    for path in files:
         found |= SafetensorsFile.open(path).tensors
+    if not found:
+        raise ModelError(
+            f"{files[0]} holds no tensor", expected="the tensors of a base model", cure="fetch the model again"
+        )
     return found
 
 
@@ -80,6 +99,8 @@ def looks_like_path(text: str) -> bool:
 def file_cure(path: Path) -> str:
     if path.suffix in (".safetensors", ".json"):
         return f"name the folder: {path.parent}"
+    if path.suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
+        return "this looks like data: name the model first, then the data"
     return "pickled weights can run code when opened: take safetensors" if path.suffix in (".bin", ".pt") else ""
 
 

@@ -10,8 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 MIB, GIB = 2**20, 2**30
+CPUINFO = Path("/proc/cpuinfo")
+# Instructions with which oneDNN multiplies bfloat16 rather than emulating it; any of the sets will do.
+_BFLOAT16 = (
+    frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+    frozenset({"avx_ne_convert", "avx_vnni_int8"}),
+    frozenset({"bf16", "asimd"}),
+)
 PATIENCE = 10.0  # seconds for nvidia-smi; it takes one or two where the driver has to wake up
 
 
@@ -41,6 +50,18 @@ def memory() -> Present:
 
     found = psutil.virtual_memory()
     return Present(name="cpu", memory=found.total, free=min(found.available, found.total), source="this machine")
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16; False where it cannot be told, since float32 takes more memory."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    flags = frozenset(line.partition(":")[2].lower().split())
+    return any(wanted <= flags for wanted in _BFLOAT16)
 
 
 def _first_visible() -> int | None:

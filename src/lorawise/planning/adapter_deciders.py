@@ -91,9 +91,13 @@ def parameters_needed(s: Situation) -> float:
 
 def adapter_parameters(s: Situation, done: Settled, r: int) -> int:
     """What an adapter of rank r would train."""
+    return trainable(s.model, s.config(r=r, target_modules=chosen_targets(s, done)))
+
+
+def chosen_targets(s: Situation, done: Settled) -> object:
+    """The user's own targets as they were written (a list stays one), else what was decided."""
     asked = s.asked("lora.target_modules")
-    targets = asked if asked is not None else done.text("lora.target_modules")
-    return trainable(s.model, s.config(r=r, target_modules=targets))
+    return asked if asked is not None else done.text("lora.target_modules")
 
 
 @decider("lora.scaling")

@@ -10,7 +10,8 @@ among them (mistake 1, rank changed without alpha, is told by the run file's own
 from collections.abc import Callable, Iterator
 
 from lorawise.base.findings import Finding, Level
-from lorawise.planning.adapter_deciders import DIMINISHING, adapter_parameters, parameters_needed
+from lorawise.facts.targets import selected
+from lorawise.planning.adapter_deciders import DIMINISHING, adapter_parameters, chosen_targets, parameters_needed
 from lorawise.planning.rate import GUIDE_UNSTABLE
 from lorawise.planning.situation import Settled, Situation
 from lorawise.planning.training_deciders import FEWEST_STEPS, total_steps
@@ -50,9 +51,39 @@ def lora_is_not_enough(s: Situation, done: Settled) -> Iterator[Finding]:
 
 
 @contradiction
+def rank_beyond_width(s: Situation, done: Settled) -> Iterator[Finding]:
+    """B·A has no more rank than its matrix has rows or columns: what is above only takes memory."""
+    if s.method == "full":
+        return
+    config = s.config(r=done.whole("lora.r"), target_modules=chosen_targets(s, done))
+    over = [m for m in selected(s.model, config) if config.rank_of(m.name) > min(m.in_features, m.out_features)]
+    if over:
+        narrow = min(over, key=lambda m: min(m.in_features, m.out_features))
+        least = min(narrow.in_features, narrow.out_features)
+        yield _found(
+            "rank-beyond-width",
+            f"r {config.rank_of(narrow.name)} is more than {narrow.name} can have ({narrow.in_features:,} × "
+            f"{narrow.out_features:,}), and {len(over) - 1:,} other matrices",
+            f"lora.r: {least} or less; from there on it is full fine-tuning at more cost",
+        )
+
+
+@contradiction
+def adapter_settings_of_a_full_run(s: Situation, done: Settled) -> Iterator[Finding]:
+    """Full fine-tuning has no adapter that a setting could be of."""
+    written = [f"lora.{name}" for name in type(s.run.lora).model_fields if s.asked(f"lora.{name}") is not None]
+    if s.method == "full" and written:
+        yield _found(
+            "no-adapter",
+            f"{', '.join(written)} {'has' if len(written) == 1 else 'have'} no part in full fine-tuning",
+            "--method lora, or leave them out",
+        )
+
+
+@contradiction
 def high_rank(s: Situation, done: Settled) -> Iterator[Finding]:
     """r 64 as a default (the guide's mistake 3): diminishing returns above 32."""
-    r, asked = done.whole("lora.r"), done["lora.r"].asked
+    r, asked = done.whole("lora.r"), done["lora.r"].asked and s.method != "full"
     if (
         asked
         and r > DIMINISHING
@@ -70,7 +101,13 @@ def high_rank(s: Situation, done: Settled) -> Iterator[Finding]:
 def high_rank_on_few_modules(s: Situation, done: Settled) -> Iterator[Finding]:
     """Mistake 4: r 8 on seven modules before r 32 on two."""
     r, targets = done.whole("lora.r"), done.text("lora.target_modules")
-    if r >= DIMINISHING and targets in ("qv", "attention") and not s.model.experts and s.task.lora_suffices:
+    if (
+        s.method != "full"
+        and r >= DIMINISHING
+        and targets in ("qv", "attention")
+        and not s.model.experts
+        and s.task.lora_suffices
+    ):
         yield _found(
             "few-modules",
             f"r {r} on {targets}: low rank on many modules usually beats high rank on few",
@@ -94,6 +131,7 @@ def strong_and_fast(s: Situation, done: Settled) -> Iterator[Finding]:
 def outside_the_range(s: Situation, done: Settled) -> Iterator[Finding]:
     """A value the user wrote outside what the sources support."""
     told = {"lora.r"} if done.whole("lora.r") > DIMINISHING else set()
+    told |= {name for name in done if s.method == "full" and name.startswith("lora.")}
     for decision in done.values():
         if decision.asked and not decision.within and decision.name not in told and not _is_free(decision.name):
             low, high = _shown(decision.range[0]), _shown(decision.range[-1])

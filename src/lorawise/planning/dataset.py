@@ -117,7 +117,7 @@ def read_data(run: RunFile, tokenizer: Path | None, *, progress: Progress | None
         validation_rows=0 if validation is None else len(validation),
         duplicates=len(split.train) - len(known),
         leaked=leaked,
-        findings=(*_skipped(run, rows), *rows.findings, *split.findings, *facts.findings),
+        findings=(*_of_rows(run, rows), *split.findings, *facts.findings),
     )
 
 
@@ -126,18 +126,18 @@ def _read(run: RunFile, sources: Sequence[Source]) -> RowSet:
     return read_rows(sources, format=name, on_bad="skip")
 
 
-def _skipped(run: RunFile, rows: RowSet) -> list[Finding]:
+def _of_rows(run: RunFile, rows: RowSet) -> list[Finding]:
+    """What reading found; rows that were skipped here alone are an error where training would stop at them."""
     if not rows.skipped or run.data.on_bad == "skip":
-        return []
+        return list(rows.findings)
     first = "" if not rows.problems else f"; the first: {rows.problems[0]}"
-    return [
-        Finding(
-            code="data-bad-rows",
-            level="error",
-            message=f"training stops at {sum(rows.skipped.values())} row(s) that cannot be read{first}",
-            cure="mend them, or leave them out with data.on_bad: skip",
-        )
-    ]
+    stops = Finding(
+        code="data-bad-rows",
+        level="error",
+        message=f"training stops at {sum(rows.skipped.values())} row(s) that cannot be read{first}",
+        cure="mend them, or leave them out with data.on_bad: skip",
+    )
+    return [stops, *(finding for finding in rows.findings if finding.code != "data-skipped")]
 
 
 def _encoded(run: RunFile, rows: RowSet, tokenizer: Path | None, progress: Progress | None) -> DataFacts:

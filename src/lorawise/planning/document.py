@@ -100,6 +100,9 @@ def _time(plan: "Plan") -> Mapping[str, Any] | None:
         "interval": [pace.low, pace.high],
         "because": pace.because,
     }
+    if plan.price is not None:
+        likely, short, long = pace.cost(1e6, plan.price)
+        told |= {"cost_per_million_tokens": likely, "cost_per_million_tokens_interval": [short, long]}
     if forecast is not None:
         likely, short, long = forecast.seconds
         told |= {"tokens": forecast.tokens, "steps": forecast.steps}

@@ -65,6 +65,11 @@ class Pace:
         """(most likely, shortest, longest) for `tokens`."""
         return tokens / self.tokens_per_second, tokens / self.high, tokens / self.low
 
+    def cost(self, tokens: float, price: float) -> tuple[float, float, float]:
+        """(most likely, least, most) of `tokens` at `price` an hour."""
+        likely, short, long = (seconds / 3600 * price for seconds in self.seconds(tokens))
+        return likely, short, long
+
 
 def expected(work: Work, device: DeviceFacts, *, dtype: str, micro_tokens: int) -> Pace | None:
     """From the device's own figures; None where its rate is not known."""
@@ -109,7 +114,4 @@ class Forecast:
     @property
     def cost(self) -> tuple[float, float, float] | None:
         """Hours times the price of an hour."""
-        if self.price is None:
-            return None
-        likely, short, long = self.seconds
-        return likely / 3600 * self.price, short / 3600 * self.price, long / 3600 * self.price
+        return None if self.price is None else self.pace.cost(self.tokens, self.price)

@@ -20,6 +20,7 @@ from lorawise.runfile import RunFile
 Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 Trainer = Literal["lorawise", "hf"]
+TRAINERS: tuple[Trainer, ...] = ("lorawise", "hf")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

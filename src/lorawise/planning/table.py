@@ -11,7 +11,7 @@ from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
 from lorawise.facts.targets import trainable
 from lorawise.lora.config import LoraConfig
-from lorawise.planning.fit import Load
+from lorawise.planning.load import Load
 from lorawise.planning.memory.model import Mode
 from lorawise.planning.situation import Method
 
@@ -25,11 +25,11 @@ ROWS: tuple[tuple[int, str, str], ...] = (  # r, preset, the guide's figure for 
 )
 FULL = "~72GB"
 GUIDE_MODEL = (32, 4096, 14336)  # layers, hidden, intermediate of Llama 3.1 8B
-COLUMNS: tuple[tuple[str, Method, Mode], ...] = (
-    ("lora", "lora", "speed"),
-    ("lora frugal", "lora", "frugal"),
-    ("qlora", "qlora", "speed"),
-    ("qlora frugal", "qlora", "frugal"),
+COLUMNS: tuple[tuple[Method, Mode], ...] = (
+    ("lora", "speed"),
+    ("lora", "frugal"),
+    ("qlora", "speed"),
+    ("qlora", "frugal"),
 )
 
 
@@ -47,11 +47,12 @@ def vram_table(model: ModelFacts, device: DeviceFacts, *, length: int) -> Iterat
     """One row a setting of the guide, then full fine-tuning (its two columns are the two ways to keep activations)."""
     shape = (model.num_layers, model.hidden_size, model.intermediate_size)
     told = shape == GUIDE_MODEL
+    model = model.replace(dtype="bfloat16")
     for r, preset, guide in ROWS:
         if model.experts and preset == "all-linear":
             continue
         config = LoraConfig(r=r, target_modules=preset)
-        loads = (_load(model, device, config, method, mode, length) for _, method, mode in COLUMNS)
+        loads = (_load(model, device, config, method, mode, length) for method, mode in COLUMNS)
         yield TableRow(
             name=f"r={r} {preset}",
             trainable=trainable(model, config),

@@ -4,6 +4,7 @@ import math
 
 from lorawise.planning.deciders import decider
 from lorawise.planning.decision import Decision
+from lorawise.planning.precision import computed_in
 from lorawise.planning.rate import GUIDE_BATCH, LAWS, interval, learning_rate, rounded
 from lorawise.planning.situation import Settled, Situation
 
@@ -219,14 +220,15 @@ def dtype(s: Situation, done: Settled) -> Decision:
             name="base.dtype",
             value="nf4",
             reason="QLoRA: 4-bit base, adapter in full precision; the scaling works the same",
-            range=("nf4", "int8"),
+            range=("nf4",),
             sources=("QLoRA", "guide"),
         )
     if s.device.kind == "cpu":
         return Decision(
             name="base.dtype",
             value="auto",
-            reason="bfloat16 where this CPU multiplies it, else float32: asked when the run starts",
+            reason=f"{computed_in('auto', s.model, s.device)} here: bfloat16 where a processor multiplies it and the "
+            "model is no float32",
             range=("auto", "bfloat16", "float32"),
             sources=("device", "model"),
         )

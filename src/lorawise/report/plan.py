@@ -43,10 +43,13 @@ def screen(plan: Plan, width: int) -> Iterator[Text]:
     data = "none named: lengths, time and a run file need it" if plan.data is None else _data(plan.data)
     yield from _told("data", data, width)
     yield Text()
-    yield from _columns([_decision(plan, decision) for decision in plan.decisions], "llll", width)
+    full = plan.method == "full"
+    told = [each for each in plan.decisions if not (full and each.name.startswith("lora."))]
+    yield from _columns([_decision(plan, decision) for decision in told], "llll", width)
     yield Text()
     yield from _told("trains", _trains(plan), width)
-    yield from _told("strength", f"alpha·lr {words.rate(plan.strength)}: {plan.strength_in_words}", width)
+    if not full:
+        yield from _told("strength", f"alpha·lr {words.rate(plan.strength)}: {plan.strength_in_words}", width)
     yield Text()
     yield from _memory(plan, width)
     yield from _fit(plan, width)
@@ -177,9 +180,12 @@ def _time(plan: Plan, width: int) -> Iterator[Text]:
     if forecast is not None:
         likely, short, long = map(words.duration, forecast.seconds)
         text = f"{forecast.steps:,} steps, {forecast.tokens:,} tokens: about {likely} ({short} to {long}); {text}"
-        if forecast.cost is not None:
-            cost, least, most = forecast.cost
-            text = f"{text}; costs about {_money(cost)} ({_money(least)} to {_money(most)})"
+    if plan.price is not None:
+        of, cost = (
+            ("a million tokens cost", pace.cost(1e6, plan.price)) if forecast is None else ("costs", forecast.cost)
+        )
+        if cost is not None:
+            text = f"{text}; {of} about {_money(cost[0])} ({_money(cost[1])} to {_money(cost[2])})"
     yield from _told("time", text, width)
 
 
@@ -196,19 +202,27 @@ def _finding(finding: Finding, width: int) -> Iterator[Text]:
 
 
 def table_screen(name: str, length: int, rows: Sequence[TableRow], width: int) -> Iterator[Text]:
-    """The guide's VRAM table for one model."""
+    """The guide's VRAM table for one model, in GiB, within 80 columns."""
     guide = any(row.guide for row in rows)
-    about = f"{_short(name)}: reserved and context, one row of {length:,} tokens at once, bfloat16 base"
+    about = f"{_short(name)}: GiB reserved and context, one row of {length:,} tokens at once, bfloat16 base"
     yield from _told("table", about, width)
     yield Text()
-    heads = ["", "trains", *(column for column, _, _ in COLUMNS), *(["guide"] if guide else [])]
-    cells: list[list[Cell]] = [[(head, "dim") for head in heads]]
+    heads = ["", "trains", *(mode if mode != "speed" else method for method, mode in COLUMNS)]
+    cells: list[list[Cell]] = [[(head, "dim") for head in [*heads, *(["guide"] if guide else [])]]]
     for row in rows:
-        sizes = [words.size(size) for size in row.needed]
+        sizes = [_gib(size) for size in row.needed]
         sizes += [""] * (len(COLUMNS) - len(sizes))
         cells.append([row.name, words.count(row.trainable), *sizes, *([row.guide] if guide else [])])
-    yield from _columns(cells, "l" + "r" * (len(heads) - 1), width)
+    yield from _columns(cells, "l" + "r" * (len(cells[0]) - 1), width)
     yield Text()
     yield from _told(
-        "", "frugal computes layers again; full fine-tuning is the stock Trainer's, without and with that", width
+        "",
+        "frugal: the method to its left, layers computed again; full fine-tuning is the stock Trainer's, without and "
+        "with that",
+        width,
     )
+
+
+def _gib(size: int) -> str:
+    value = size / 2**30
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}"

@@ -87,17 +87,24 @@ def _build(
     where = _Where(tree.lines, sets, origin)
     merged = apply_sets({key: value for key, value in values.items() if not _is_bare(key, value)}, sets, Path.cwd())
     problems = [(line, f"{origin}:{line}: {message}") for line, message in tree.problems]
+    refused_keys: list[str] = []
     run: RunFile | None = None
     try:
         run = RunFile.model_validate(merged)
     except ValidationError as refused:
-        problems += [where.tell(key, message) for key, message in _problems(refused, merged)]
+        found = list(_problems(refused, merged))
+        problems += [where.tell(key, message) for key, message in found]
+        refused_keys = [key for key, _ in found]
     if unbuilt == "refuse":
         problems += [where.tell(key, message) for key, message in not_built(merged)]
     if problems or run is None:
-        lines = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
+        lines = list(dict.fromkeys(text for _, text in sorted(problems, key=lambda problem: problem[0])))
         head = "" if len(lines) == 1 else f"{len(lines)} problems\n  "
-        raise ConfigError(head + "\n  ".join(dict.fromkeys(lines)), expected="a run file as in `lorawise train --help`")
+        raise ConfigError(
+            head + "\n  ".join(lines),
+            expected="a run file as in `lorawise train --help`",
+            cure="\n    ".join(dict.fromkeys(filter(None, map(_about, refused_keys)))),
+        )
     return run, scaling_findings(values, sets, run)
 
 
@@ -153,6 +160,19 @@ def _sentences(key: str, message: str) -> Iterator[tuple[str, str]]:
             yield named, line.strip()
         else:
             yield key, f"{key}: {line.strip()}"
+
+
+def _about(dotted: str) -> str:
+    """What a field is for, and what it is when left out; empty for what is no field with a default."""
+    section, _, leaf = dotted.partition(".")
+    model = RunFile.model_fields[section].annotation if section in RunFile.model_fields and leaf else RunFile
+    field = (
+        model.model_fields.get(leaf or section) if isinstance(model, type) and issubclass(model, BaseModel) else None
+    )
+    if field is None or field.is_required() or not field.description:
+        return ""
+    default = field.get_default(call_default_factory=True)
+    return f"{dotted} is {field.description}" + ("" if default is None else f"; left out, it is {default!r}")
 
 
 def _suggestion(dotted: str) -> str:

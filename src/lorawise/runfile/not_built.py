@@ -27,3 +27,8 @@ def require_built(run: RunFile) -> None:
     problems = [problem for _, problem in not_built(run.model_dump())]
     if problems:
         raise ConfigError("\n  ".join(problems))
+
+
+def is_built(key: str, value: str) -> bool:
+    """Whether this version can run a setting that it can read: `is_built("base.dtype", "nf4")`."""
+    return (key, value) not in NOT_BUILT
