@@ -32,6 +32,7 @@ from lorawise.base.safetensors import SafetensorsFile
 from lorawise.facts import hub, read_model
 from lorawise.facts.families import families
 from lorawise.facts.known import known_rows
+from lorawise.facts.read import read_model_here
 
 httpx: Any = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]  # httpx or its successor
 
@@ -309,3 +310,14 @@ def test_no_damage_to_a_gguf_header_gives_a_traceback(
     path.write_bytes(raw)
     with contextlib.suppress(ModelError, TensorFileError):
         read_model(path)
+
+
+def test_from_this_machine_alone_the_hub_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("socket.create_connection", asked)
+    known = read_model_here("meta-llama/Llama-3.1-8B")
+    assert known is not None
+    assert known.parameters == 8_030_261_248
+    assert read_model_here("nobody/nothing") is None

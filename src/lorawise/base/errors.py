@@ -98,9 +98,14 @@ class Interrupted(RunError):  # noqa: N818 - named for what happened, as Keyboar
     code = "interrupted"
 
 
+SHOWN = 24  # names one sentence can hold
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`did you mean 'x'?`, or the list of what is known when nothing is near."""
+    """`did you mean 'x'?`, or what is known (the first `SHOWN`) when nothing is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"choose one of: {', '.join(sorted(known))}"
+    shown = sorted(known)
+    more = f", … ({len(shown)} in all)" if len(shown) > SHOWN else ""
+    return f"choose one of: {', '.join(shown[:SHOWN])}{more}"

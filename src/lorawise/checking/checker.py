@@ -32,9 +32,8 @@ def check(
     start = Path(paths[0]) if paths else Path.cwd()
     choices = read_choices(start if start.exists() else Path.cwd(), select=select, ignore=ignore, strict=strict)
     checking = _Checking(choices)
-    for path in paths:
-        for subject in subjects(Path(path), base=None if base is None else Path(base)):
-            checking.look_at(subject)
+    for subject in subjects(*map(Path, paths), base=None if base is None else Path(base)):
+        checking.look_at(subject)
     return checking.report()
 
 

@@ -3,14 +3,16 @@
 draft = Draft(tool="axolotl", path=…); draft.put("r", "16", line=3); draft.setting()
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorawise.checking.setting import Setting
+from lorawise.checking.setting import Senseless, Setting
 from lorawise.runfile.fields import number
 
 Kind = Callable[[object], Any]
+Sense = Callable[[float], bool]
 
 MAX_WHOLE = 10**12
 
@@ -91,7 +93,26 @@ KINDS: Mapping[str, Kind] = {
     "targets": targets,
     "full": names,
 }
+_SENSE: Mapping[str, tuple[Sense, str]] = {
+    **dict.fromkeys(("r", "rows_at_once", "accumulation"), (lambda n: n >= 1 and n % 1 == 0, "a whole number from 1")),
+    **dict.fromkeys(("learning_rate", "lora_plus_ratio"), (lambda x: 0 < x < math.inf, "a number above 0")),
+    "alpha": (math.isfinite, "a number"),
+    "dropout": (lambda p: 0 <= p < 1, "a share from 0 to below 1"),
+    "warmup_share": (lambda p: 0 <= p <= 1, "a share from 0 to 1"),
+}
 _NEVER_NONE = frozenset({"rslora", "dora", "full", "rank_pattern", "alpha_pattern", "objective"})
+
+
+def _senseless(name: str, value: object) -> Senseless | None:
+    """A number no training can use. A text that is no number (`auto`, `${RANK}`) is only not known."""
+    if name not in _SENSE or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        meant = float(value)
+    except (ValueError, OverflowError):
+        return None
+    makes_sense, expected = _SENSE[name]
+    return None if makes_sense(meant) else Senseless(written=str(value)[:40], expected=expected)
 
 
 @dataclass
@@ -101,11 +122,14 @@ class Draft:
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     defaulted: set[str] = field(default_factory=set)
+    senseless: dict[str, Senseless] = field(default_factory=dict)
 
     def put(self, name: str, value: object, line: int | None) -> None:
         """What the file says for a field. A value of the wrong kind is written and not known."""
         kind = KINDS.get(name)
         typed = kind(value) if kind is not None else value
+        if (told := _senseless(name, value)) is not None:
+            self.senseless[name], typed = told, None
         if typed is not None or name not in _NEVER_NONE:
             self.values[name] = typed
         if line is not None:
@@ -130,5 +154,6 @@ class Draft:
             path=self.path,
             lines=dict(self.lines),
             defaulted=frozenset(self.defaulted),
+            senseless=dict(self.senseless),
             **self.values,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorawise.base.errors import ConfigError
 from lorawise.checking.adapter_file import CONFIG_NAME, read_adapter_folder
-from lorawise.checking.base_shapes import base_fit
+from lorawise.checking.base_fit import BaseFit, base_fit
 from lorawise.checking.files import MAX_NOTEBOOK, Unreadable, read_text, walk
 from lorawise.checking.notebook import read_notebook
 from lorawise.checking.rows_seen import Data, encoded, holds_rows, is_data, read_data
@@ -38,22 +38,32 @@ MAX_METRICS = 64 * 2**20
 Subject = object
 
 
-def subjects(path: Path, *, base: Path | None = None) -> Iterator[Subject]:
-    """Everything a rule can look at under one path that a person named."""
-    if path.is_dir():
-        yield from _folder(path, base)
-    elif not path.exists():
-        yield Trouble(code="LW001", path=str(path), found="does not exist", cure="check the path")
-    else:
-        yield from _guarded(path, named=True, base=base)
+def subjects(*paths: Path, base: Path | None = None) -> Iterator[Subject]:
+    """Everything a rule can look at under the paths that a person named; a file met again, by a link too, once."""
+    met: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            yield from _folder(path, base, met)
+        elif not path.exists():
+            yield Trouble(code="LW001", path=str(path), found="does not exist", cure="check the path")
+        elif _first_time(path, met):
+            yield from _guarded(path, named=True, base=base)
 
 
-def _folder(path: Path, base: Path | None) -> Iterator[Subject]:
-    seen = False
+def _first_time(path: Path, met: set[Path]) -> bool:
+    real = path.resolve()
+    known = real in met
+    met.add(real)
+    return not known
+
+
+def _folder(path: Path, base: Path | None, met: set[Path]) -> Iterator[Subject]:
+    holds_files = False
     for file in walk(path):
-        seen = True
-        yield from _guarded(file, named=False, base=base)
-    if not seen:
+        holds_files = True
+        if _first_time(file, met):
+            yield from _guarded(file, named=False, base=base)
+    if not holds_files:
         yield Trouble(
             code="LW003", path=str(path), found="holds no file", cure="name a file, or a folder that has some"
         )
@@ -96,7 +106,8 @@ def _script(text: str, path: Path, lines: dict[int, int] | None, *, named: bool)
     script = read_script(text, str(path), lines=lines)
     if any(script.uses(package) for package in TRAINING_PACKAGES):
         yield script
-        yield from settings_of(script)
+        for setting in settings_of(script):
+            yield from _over_base(setting)[0]
     elif named:
         raise Unreadable("LW003", "imports none of peft, trl, unsloth, transformers")
 
@@ -116,7 +127,7 @@ def _config(path: Path, *, named: bool) -> Iterator[Subject]:
         return
     tool = next((tool for name in TOOLS if (tool := TOOLS[name]).recognises(tree)), None)
     if tool is not None:
-        yield tool.read(tree, str(path))
+        yield from _over_base(tool.read(tree, str(path)))[0]
     elif named:
         raise Unreadable("LW003", "is the config of no tool lorawise knows", f"it knows {', '.join(TOOLS)}")
 
@@ -133,12 +144,15 @@ def _own(path: Path, tree: Tree) -> Iterator[Subject]:
         for line, sentence in problems_of(problem, str(path)):
             yield Trouble(code="LW006", path=str(path), found=sentence, cure=problem.cure, line=line)
         return
-    yield setting
-    folder = Path(run.model)
-    fit = base_fit(setting, folder) if folder.is_dir() else None
-    if fit is not None:
-        yield fit
-    yield from _rows_of(run, setting, folder, None if fit is None else fit.parameters)
+    found, fit = _over_base(setting)
+    yield from found
+    yield from _rows_of(run, setting, Path(run.model), None if fit is None else fit.parameters)
+
+
+def _over_base(setting: Setting) -> tuple[list[Subject], BaseFit | None]:
+    """The setting, and its fit to the base it names where that base is known here."""
+    fit = base_fit(setting)
+    return ([setting] if fit is None else [replace(setting, base_known=True), fit]), fit
 
 
 def _rows_of(run: RunFile, setting: Setting, folder: Path, parameters: int | None) -> Iterator[Subject]:

@@ -8,7 +8,8 @@
 
 A field is None when nobody can know it without running something: it is not written and the tool has no default for
 it, or it is written as an expression. `lines` holds the line of every field that is written, known or not; `defaulted`
-the fields that hold the tool's own default.
+the fields that hold the tool's own default; `senseless`
+those with a value that no training can use.
 """
 
 import math
@@ -21,6 +22,14 @@ Quantization = Literal["nf4", "fp4", "4bit", "int8"]
 Objective = Literal["sft", "preference"]
 
 ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Senseless:
+    """A value that no training can use, as it is written."""
+
+    written: str
+    expected: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,8 @@ class Setting:
 
     lines: Mapping[str, int] = field(default_factory=dict)
     defaulted: frozenset[str] = frozenset()
+    senseless: Mapping[str, Senseless] = field(default_factory=dict)
+    base_known: bool = False  # its shapes are at hand: rules that go by names alone leave it to LW211 and LW212
 
     @property
     def scaling(self) -> float | None:

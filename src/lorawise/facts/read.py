@@ -54,6 +54,14 @@ def read_model(source: str | Path) -> ModelFacts:
     return _from_hub(text)
 
 
+def read_model_here(source: str | Path) -> ModelFacts | None:
+    """As `read_model`, from this machine alone: None for an id that only the hub could tell of."""
+    text, path = str(source), Path(source).expanduser()
+    if text.startswith("embedded:") or path.exists() or looks_like_path(text):
+        return read_model(source)
+    return _without_hub(text)
+
+
 def _from_folder(folder: Path, source: str, *, whole: bool = True) -> ModelFacts:
     """`whole`: an index without its shards is an error, not a copy that was never completed."""
     where = str(folder / "config.json")
@@ -67,13 +75,20 @@ def _from_folder(folder: Path, source: str, *, whole: bool = True) -> ModelFacts
     return _facts(values, stored, source=source, where=where, looked_for=f"model.safetensors or {INDEX} in {folder}")
 
 
-def _from_hub(name: str) -> ModelFacts:
-    from lorawise.facts.hub import cached_snapshot, hub_headers
+def _without_hub(name: str) -> ModelFacts | None:
+    """A hub id from the hub's cache, else from the bundled table."""
+    from lorawise.facts.hub import cached_snapshot
 
     if snapshot := cached_snapshot(name):
         return _from_folder(snapshot, name, whole=False)
-    if known_config(name) is not None:
-        return _from_table(name)
+    return None if known_config(name) is None else _from_table(name)
+
+
+def _from_hub(name: str) -> ModelFacts:
+    from lorawise.facts.hub import hub_headers
+
+    if (found := _without_hub(name)) is not None:
+        return found
     values, stored = hub_headers(name)
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ModelError(f"config.json of {name} on the hub names no model_type", cure="take a transformers model")

@@ -53,6 +53,19 @@ def safetensors(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
+def base(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, str | bytes]:
+    """A folder `base` with a small model of a family of its own."""
+    config = {
+        "model_type": "homemade",
+        "architectures": ["HomemadeForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    return {"base/config.json": json.dumps(config), "base/model.safetensors": safetensors(tensors)}
+
+
 MODULES = tuple(f"model.layers.{i}.self_attn.{name}" for i in range(4) for name in ("q_proj", "v_proj"))
 WIDTH = 64
 

@@ -6,6 +6,7 @@ from tests.checking.corpus.case import (
     Bend,
     Case,
     adapter,
+    base,
     changed,
     metrics,
     notebook,
@@ -42,7 +43,7 @@ def config(expects: str, name: str, text: str, *changes: tuple[str, str]) -> Cas
     return Case(name=name, expects=expects, files={"config.yaml": changed(text, *changes)})
 
 
-def run_file(expects: str, name: str, *changes: tuple[str, str], data: str = "", **more: str) -> Case:
+def run_file(expects: str, name: str, *changes: tuple[str, str], data: str = "", **more: str | bytes) -> Case:
     files = {"run.yaml": changed(RUN, *changes)} | ({"train.jsonl": data} if data else {}) | more
     return Case(name=name, expects=expects, files=files, look_at=("run.yaml",))
 
@@ -136,11 +137,14 @@ RANKS = (
         ('["q_proj", "k_proj", "v_proj", "o_proj"]', '["q_proj", "v_proj"]'),
         ("r=16", "r=32"),
     ),
-    script("LW204", "q_porj", TRL, ('"q_proj"', '"q_porj"')),
+    script("LW211", "q_porj", TRL, ('"q_proj"', '"q_porj"')),
+    script(
+        "LW204", "q_porj on a model of one's own", TRL, ('"q_proj"', '"q_porj"'), ("Qwen/Qwen2.5-7B", "acme/own-7b")
+    ),
     config("LW204", "gateproj", AXOLOTL, ("lora_target_linear: true", "lora_target_modules: [q_proj, gate_porj]")),
     script("LW205", "Llama's names on GPT-2", GPT2, ('["c_attn", "c_proj"]', '["q_proj", "v_proj"]')),
     script(
-        "LW205", "q_proj on Phi-3", TRAINER, ("meta-llama/Llama-3.1-8B-Instruct", "microsoft/Phi-3-mini-4k-instruct")
+        "LW211", "q_proj on Phi-3", TRAINER, ("meta-llama/Llama-3.1-8B-Instruct", "microsoft/Phi-3-mini-4k-instruct")
     ),
     config(
         "LW206",
@@ -177,23 +181,15 @@ RANKS = (
         "no such module in this base",
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "base"),
         ("all-linear", "[q_proj, gate_proj]"),
-        **{
-            "base/model.safetensors": safetensors(
-                {"model.layers.0.self_attn.q_proj.weight": np.zeros((64, 64), np.float32)}
-            )
-        },
-    ),  # type: ignore[arg-type]
+        **base({"model.layers.0.self_attn.q_proj.weight": np.zeros((64, 64), np.float32)}),
+    ),
     run_file(
         "LW212",
         "r beyond this base's width",
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "base"),
         ("r: 16", "r: 32"),
-        **{
-            "base/model.safetensors": safetensors(
-                {"model.layers.0.self_attn.k_proj.weight": np.zeros((16, 64), np.float32)}
-            )
-        },
-    ),  # type: ignore[arg-type]
+        **base({"model.layers.0.self_attn.k_proj.weight": np.zeros((16, 64), np.float32)}),
+    ),
     stored("LW202", "r beyond the width", pairs(80), r=80, lora_alpha=80),
 )
 
@@ -254,6 +250,12 @@ TEMPLATE = (
     config("LW317", "held out, never looked at", LLAMA_FACTORY, ("eval_strategy: steps", 'eval_strategy: "no"')),
 )
 
+NUMBERS = (
+    config("LW110", "alpha beyond any number", AXOLOTL, ("lora_alpha: 32", "lora_alpha: 1e400")),
+    script("LW110", "a rank below 1", TRL, ("r=16", "r=-16")),
+    config("LW110", "a rate of nan", LLAMA_FACTORY, ("learning_rate: 1.0e-4", "learning_rate: .nan")),
+)
+
 ROWS = (
     run_file("LW307", "rows are cut", ("learning_rate", "max_length: 64\n  learning_rate"), data=rows(60, words=400)),
     run_file("LW309", "validation is tiny", data=rows(60)),
@@ -270,12 +272,8 @@ ROWS = (
         "fewer tokens than parameters",
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "base"),
         data=rows(200),
-        **{
-            "base/model.safetensors": safetensors(
-                {f"model.layers.{i}.self_attn.q_proj.weight": np.zeros((256, 256), np.float32) for i in range(8)}
-            )
-        },
-    ),  # type: ignore[arg-type]
+        **base({f"model.layers.{i}.self_attn.q_proj.weight": np.zeros((256, 256), np.float32) for i in range(8)}),
+    ),
     Case(name="broken rows", expects="LW313", files={"rows.jsonl": rows(30) + '{"messages": [\n' + rows(3, first=50)}),
     Case(
         name="a row without an answer",
@@ -419,6 +417,7 @@ ADAPTERS = (
     stored("LW609", "alpha_pattern for vLLM", alpha_pattern={"q_proj": 16}),
     stored("LW609", "DoRA for vLLM", use_dora=True),
     stored("LW610", "rsLoRA for llama.cpp", use_rslora=True),
+    stored("LW612", "rank_pattern for SGLang", rank_pattern={"q_proj": 4}),
     stored("LW611", "no base named", base_model_name_or_path=None),
     Case(
         name="torn tensors",
@@ -428,4 +427,4 @@ ADAPTERS = (
     ),
 )
 
-FAULTS = (*SCALING, *RANKS, *TEMPLATE, *ROWS, *TRAINING, *RUNS, *ADAPTERS)
+FAULTS = (*SCALING, *NUMBERS, *RANKS, *TEMPLATE, *ROWS, *TRAINING, *RUNS, *ADAPTERS)

@@ -1,4 +1,4 @@
-"""LW609, LW610: what engines that serve an adapter will refuse of it, or ignore."""
+"""LW609, LW610, LW612: what engines that serve an adapter will refuse of it, or ignore."""
 
 from collections.abc import Iterator
 
@@ -56,4 +56,30 @@ def engine_llama_cpp(adapter: AdapterFile) -> Iterator[Hit]:
             message=f"llama.cpp and Ollama do not read {' and '.join(lost)}: another strength, silently",
             cure="fold the scaling into B, or convert the merged model",
             line=adapter.lines.get(lost[0]),
+        )
+
+
+@rule("LW612", "warning", AdapterFile)
+def engine_sglang(adapter: AdapterFile) -> Iterator[Hit]:
+    """SGLang will serve this adapter at another strength, or refuse it.
+
+    It multiplies by lora_alpha / r of the whole adapter: rsLoRA is not read, nor is a scaling of its own that a pattern
+    gives a module. DoRA's magnitudes have no place there.
+
+    Cure: fold the scaling into B, one rank for all (`lorawise export --to vllm` writes that form), or merge it.
+
+    Source: sgl-project/sglang, python/sglang/srt/lora/lora.py (`scaling = lora_alpha / r`) and lora_config.py, read in
+    November 2026.
+    """
+    fields = adapter.fields
+    unread = [name for name in ("use_rslora", "alpha_pattern", "rank_pattern") if fields.get(name)]
+    if unread:
+        yield Hit(
+            message=f"SGLang does not read {' and '.join(unread)}: it serves it at another strength",
+            cure="fold the scaling into B, one rank for all",
+            line=adapter.lines.get(unread[0]),
+        )
+    if fields.get("use_dora"):
+        yield Hit(
+            message="SGLang has no place for DoRA's magnitudes", cure="merge it", line=adapter.lines.get("use_dora")
         )

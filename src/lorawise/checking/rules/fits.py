@@ -1,9 +1,10 @@
 """LW21x: a setting over the base it names, where that lies on this machine."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
-from lorawise.base.errors import nearest
-from lorawise.checking.base_shapes import BaseFit
+from lorawise.base.roles import role_of
+from lorawise.checking.base_fit import BaseFit
 from lorawise.checking.rules.rule import Hit, rule
 
 
@@ -11,26 +12,34 @@ from lorawise.checking.rules.rule import Hit, rule
 def target_that_matches_nothing(fit: BaseFit) -> Iterator[Hit]:
     """A target matches no module of the base it is for.
 
-    Read from the header of the base's safetensors. A list of names of which one matches adapts only that one, in PEFT
-    without a word.
+    Read from the base's own files, or the bundled table of well-known models. A list of names of which one matches
+    adapts only that one, in PEFT without a word.
 
     Cure: the nearest name is in the message.
 
     Source: EVIDENCE 4 (peft#2699, vllm#34186).
     """
-    line = fit.setting.line("targets")
+    line, targets = fit.setting.line("targets"), fit.setting.targets
     leaves = sorted({module.rpartition(".")[2] for module in fit.shapes})
-    for name in fit.setting.names:
-        if not fit.matched(name):
-            yield Hit(
-                message=f"{name!r} matches no module of {fit.setting.model}", cure=nearest(name, leaves), line=line
-            )
-    if isinstance(fit.setting.targets, str) and not fit.chosen:
+    called = f"its modules are called {', '.join(leaves[:12])}"
+    missing = [name for name in fit.setting.names if not fit.matched(name) and not _of_experts(name, fit)]
+    by_cure: dict[str, list[str]] = {}
+    for name in missing:
+        near = get_close_matches(name, leaves, n=1)
+        by_cure.setdefault(f"did you mean {near[0]!r}?" if near else called, []).append(repr(name))
+    for cure, wrong in by_cure.items():
+        verb = "matches" if len(wrong) == 1 else "match"
+        yield Hit(message=f"{', '.join(wrong)} {verb} no module of {fit.setting.model}", cure=cure, line=line)
+    several = "ConditionalGeneration" in fit.facts.architecture  # text and pictures: its names are longer than these
+    if isinstance(targets, str) and fit.found == () and not several:
         yield Hit(
-            message=f"target_modules={fit.setting.targets!r} matches no module of {fit.setting.model}",
-            cure=f"its modules are called {', '.join(leaves[:8])}",
-            line=line,
+            message=f"target_modules={targets!r} matches no module of {fit.setting.model}", cure=called, line=line
         )
+
+
+def _of_experts(name: str, fit: BaseFit) -> bool:
+    """A projection of fused experts is LW207's to tell."""
+    return bool(fit.facts.experts) and (role_of(name) or role_of(f"mlp.{name}")) in ("mlp", "router")
 
 
 @rule("LW212", "error", BaseFit)

@@ -8,8 +8,8 @@ from lorawise.base.roles import role_of
 from lorawise.checking.families import LLAMA_NAMES, families_with, family_of, is_known, is_tied, known_modules
 from lorawise.checking.rules.rule import Hit, rule
 from lorawise.checking.setting import ALL_LINEAR, Setting
+from lorawise.lora.config import PRESETS
 
-PRESETS = ("qv", "attention", "mlp", ALL_LINEAR)
 _ENDS = frozenset({"head", "embedding"})
 
 
@@ -66,7 +66,7 @@ def target_that_nothing_is_called(setting: Setting) -> Iterator[Hit]:
 
     Source: EVIDENCE 4, "a loader that matches no module must refuse" (peft#2699, vllm#34186).
     """
-    for name in setting.names:
+    for name in () if setting.base_known else setting.names:
         leaf = name.rpartition(".")[2]
         if is_known(leaf) or name in PRESETS or not leaf.isidentifier():
             continue
@@ -91,7 +91,7 @@ def names_from_another_family(setting: Setting) -> Iterator[Hit]:
     Source: transformers' module names.
     """
     family = family_of(setting.model)
-    if family is None:
+    if family is None or setting.base_known:
         return
     foreign = [n for n in setting.names if n not in family.names and "." not in n and any(families_with(n))]
     if foreign:

@@ -237,3 +237,22 @@ def lora_plus_on_high_scaling(setting: Setting) -> Iterator[Hit]:
             cure="scaling 1 or 2 with the ratio, or no ratio",
             line=setting.line("lora_plus_ratio", "alpha"),
         )
+
+
+@rule("LW110", "error", Setting)
+def number_without_meaning(setting: Setting) -> Iterator[Hit]:
+    """A number no training can use: a rank below 1, a learning rate of 0 or infinity, a dropout of 1, NaN.
+
+    Mostly a slip of the keyboard (`1e400`, `-16`) or a template that was filled in wrongly. Some tools stop at it;
+    others train nothing, or NaN, without a word.
+
+    Cure: what is expected is in the message.
+
+    Source: arithmetic: rank, rate and share as each is defined.
+    """
+    for name, value in setting.senseless.items():
+        yield Hit(
+            message=f"{name.replace('_', ' ')} is {value.written}",
+            cure=f"expected {value.expected}",
+            line=setting.line(name),
+        )
