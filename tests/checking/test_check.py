@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.checking.corpus.case import changed, notebook
 from tests.checking.corpus.sane import AXOLOTL, TRL
 
 from lorawise import check
@@ -153,6 +154,18 @@ def test_a_fix_through_a_link_mends_the_file_and_keeps_link_and_permissions(tmp_
     assert link.is_symlink()
     assert "('o', eval_strategy=" in real.read_text(encoding="utf-8")
     assert real.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_fix_in_a_notebook_renames_the_argument_and_nothing_else(tmp_path: Path) -> None:
+    wrong = notebook(
+        "!pip install trl", "# evaluation_strategy: é\n" + changed(TRL, ("eval_strategy", "evaluation_strategy"))
+    )
+    path = tmp_path / "train.ipynb"
+    path.write_text(wrong, encoding="utf-8")
+    diff = apply_fixes(check(path).fixes)
+    assert path.read_text(encoding="utf-8") == wrong.replace("evaluation_strategy=", "eval_strategy=")
+    assert '+    "    eval_strategy=' in diff
+    assert not check(path).fixes
 
 
 def test_a_fix_that_no_longer_fits_is_left_alone() -> None:

@@ -1,15 +1,17 @@
 """Fixes that are safe to write: renamed arguments, shown as a diff and written whole.
 
 Each is an exact replacement at a place the syntax tree named; a line that no longer says what was read is left alone.
+In a notebook the line is the JSON's, and the name must stand in it once.
 """
 
 import difflib
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorawise.base.files import write_text
-from lorawise.checking.files import read_text
+from lorawise.checking.files import MAX_NOTEBOOK, read_text
 from lorawise.checking.rules import Fix
 
 
@@ -25,17 +27,33 @@ def fixed(text: str, fixes: Sequence[Fix]) -> str:
     return "".join(lines)
 
 
+def fixed_notebook(text: str, fixes: Sequence[Fix]) -> str:
+    """`fixed`, for a notebook's JSON: an argument's name is replaced where it stands once in the line as `name=`."""
+    lines = text.splitlines(keepends=True)
+    for fix in fixes:
+        if not 1 <= fix.line <= len(lines):
+            continue
+        changed, count = re.subn(rf"\b{re.escape(fix.old)}(?=\s*=)", fix.new, lines[fix.line - 1])
+        if count == 1:
+            lines[fix.line - 1] = changed
+    return "".join(lines)
+
+
+WAYS = {".py": fixed, ".ipynb": fixed_notebook}
+
+
 def apply_fixes(fixes: Mapping[str, Sequence[Fix]]) -> str:
-    """Write every file that has fixes; the unified diff of what was changed. Notebooks are left alone."""
+    """Write every file that has fixes; the unified diff of what was changed."""
     shown: list[str] = []
     for path, wanted in fixes.items():
-        if not path.endswith(".py"):
+        way = WAYS.get(Path(path).suffix.lower())
+        if way is None:
             continue
         raw = Path(path).read_bytes()
-        before = read_text(Path(path))
+        before = read_text(Path(path), MAX_NOTEBOOK)
         if before.encode() != raw:
             continue  # another encoding or other line ends: not ours to rewrite
-        after = fixed(before, wanted)
+        after = way(before, wanted)
         if after != before:
             _rewrite(Path(path).resolve(), after)
             shown += difflib.unified_diff(

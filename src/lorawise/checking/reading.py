@@ -29,6 +29,7 @@ from lorawise.checking.tree import Tree, read_yaml
 from lorawise.runfile import RunFile
 
 METRICS_NAME = "metrics.jsonl"
+FACTS_NAME = "facts.json"
 STATE_NAME = "trainer_state.json"
 RUN_NAME = "run.yaml"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -196,7 +197,7 @@ def _parts(data: Data) -> Iterator[Subject]:
 def _run_log(path: Path) -> RunLog:
     """metrics.jsonl with what the folder around it says: the run file and the checkpoints."""
     log = read_metrics_log(read_text(path, MAX_METRICS), str(path))
-    if not log.points and not log.evaluations:
+    if not log.points and not log.evaluations and _why_it_ended(path.parent) is None:
         raise Unreadable("LW003", "holds no steps of a run")
     setting = None
     run_file = path.parent / RUN_NAME
@@ -205,7 +206,17 @@ def _run_log(path: Path) -> RunLog:
             setting = read_run_file(run_file, read_yaml(read_text(run_file)))[1]
         except (ConfigError, Unreadable):
             setting = None
-    return _with_checkpoints(replace(log, setting=setting), path)
+    return _with_checkpoints(replace(log, setting=setting, ended=_why_it_ended(path.parent)), path)
+
+
+def _why_it_ended(folder: Path) -> str | None:
+    try:
+        facts = json.loads(read_text(folder / FACTS_NAME, MAX_METRICS))
+    except (Unreadable, ValueError, RecursionError):
+        return None
+    ended = facts.get("ended") if isinstance(facts, dict) else None
+    reason = ended.get("reason") if isinstance(ended, dict) else None
+    return reason if isinstance(reason, str) else None
 
 
 def _with_checkpoints(log: RunLog, path: Path) -> RunLog:

@@ -30,13 +30,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLog:
-    """`setting` is what the run was asked, where the folder says so; `saved` the steps of its checkpoints."""
+    """`setting` is what the run was asked, where the folder says so; `saved` the steps of its checkpoints;
+    `ended` why it ended (`finished`, `diverged`, …), where facts.json is beside it."""
 
     path: str
     points: tuple[Point, ...]
     evaluations: tuple[Point, ...] = ()
     setting: Setting | None = None
     saved: tuple[int, ...] = field(default_factory=tuple)
+    ended: str | None = None
 
     @property
     def losses(self) -> list[float]:

@@ -345,6 +345,15 @@ TRAINING = (
 
 RUNS = (
     run_folder("LW501", "NaN", metrics(bend=at(30, loss=None))),
+    Case(
+        name="it diverged, and stopped before a line was written",
+        expects="LW501",
+        files={
+            "run/metrics.jsonl": metrics(total=8, scores=(1.6,)),
+            "run/run.yaml": RUN,
+            "run/facts.json": '{"ended": {"reason": "diverged", "step": 8}}',
+        },
+    ),
     run_folder("LW502", "a spike", metrics(bend=lambda step, line: line | ({"loss": 9.0} if step == 33 else {}))),
     run_folder(
         "LW503",

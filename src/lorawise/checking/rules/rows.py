@@ -170,7 +170,7 @@ def fewer_tokens_than_parameters(data: Data) -> Iterator[Hit]:
     if trained < 0.1 * data.parameters:
         yield Hit(
             message=f"{trained:,.0f} trained tokens for {data.parameters:,} adapter parameters: "
-            "one for ten, so the rows can be learned by heart",
+            "it can learn the rows by heart",
             cure="a lower rank with the same scaling, or more rows",
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from lorawise.checking.rules.rule import Hit, rule
+from lorawise.checking.rules.scaling import strongest
 from lorawise.checking.run_log import Point, RunLog, rolling_median
 
 FEW = 10  # logged steps below which a curve is not judged
@@ -24,6 +25,15 @@ def loss_not_finite(log: RunLog) -> Iterator[Hit]:
 
     Source: the guide, mistake 2; EVIDENCE 2 (72 of 80 divergences at the highest rate tried).
     """
+    if log.ended == "diverged":
+        last = log.points[-1] if log.points else None
+        after = f"after step {last.step}" if last is not None else "in its first step"
+        yield Hit(
+            message=f"the run diverged {after}{_strength(log, last)}; its adapter is of that step",
+            cure="halve the learning rate or the scaling; with fp16, use bf16",
+            line=None if last is None else last.line,
+        )
+        return
     broken = next((point for point in log.points if point.loss is not None and not math.isfinite(point.loss)), None)
     if broken is not None:
         before = max((step for step in log.saved if step < broken.step), default=None)
@@ -68,9 +78,11 @@ def loss_spikes(log: RunLog) -> Iterator[Hit]:
 def loss_flat_from_the_start(log: RunLog) -> Iterator[Hit]:
     """The loss never moved.
 
-    The adapter is too weak (alpha · lr far too small), gets no gradient, or the labels hold nothing to learn.
+    The adapter is too weak (alpha · lr far too small) or too strong to settle, gets no gradient, or the labels hold
+    nothing to learn.
 
-    Cure: look at the gradient norm: zero means the adapter is not reached; else raise the strength.
+    Cure: look at the gradient norm: zero means the adapter is not reached; else raise the strength, or lower it where
+    LW106 speaks too.
 
     Source: EVIDENCE 5; the guide, "your model either barely adapts".
     """
@@ -83,7 +95,9 @@ def loss_flat_from_the_start(log: RunLog) -> Iterator[Hit]:
     if first > 0.2 and abs(first - last) < 0.01 * first and noise < 0.2 * first:
         yield Hit(
             message=f"the loss is where it began: {first:.3g}, then {last:.3g}{_strength(log, None)}",
-            cure="raise the learning rate or the scaling; check that the adapter gets a gradient",
+            cure="lower the learning rate or the scaling: it is too strong to settle"
+            if _too_strong(log)
+            else "raise the learning rate or the scaling; check that the adapter gets a gradient",
         )
 
 
@@ -244,6 +258,11 @@ def _turned(scores: Sequence[Point]) -> Point | None:
 def _still(points: Sequence[Point]) -> bool:
     norms = [point.gradient_norm for point in points if point.gradient_norm is not None]
     return len(norms) >= 3 and not any(norms)
+
+
+def _too_strong(log: RunLog) -> bool:
+    strength = None if log.setting is None else log.setting.strength
+    return log.setting is not None and strength is not None and strength > strongest(log.setting)
 
 
 def _strength(log: RunLog, at: Point | None) -> str:
