@@ -10,8 +10,9 @@ from tests.report.pretend_run import step_done, whole_run
 from lorawise.base.errors import ConfigError
 from lorawise.report.curves import figures, smoothed
 from lorawise.report.facts import FactsFile
+from lorawise.report.html import script_json
 from lorawise.report.metrics import MetricsFile
-from lorawise.report.page import _json, write_report
+from lorawise.report.page import write_report
 from lorawise.report.story import read_story
 from lorawise.runfile import make_run_file
 
@@ -116,6 +117,6 @@ def test_a_smoothed_curve_starts_at_its_first_value_and_keeps_gaps() -> None:
 
 
 def test_json_inside_a_script_element_cannot_end_it() -> None:
-    text = _json({"name": "</script><script>alert(1)</script>"})
+    text = script_json({"name": "</script><script>alert(1)</script>"})
     assert "<" not in text
     assert json.loads(text)["name"].startswith("</script>")

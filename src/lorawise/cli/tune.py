@@ -48,6 +48,7 @@ def tune(
     from lorawise.tuning.console import StudyConsole, table_of
     from lorawise.tuning.folder import StudyFolder
     from lorawise.tuning.options import StudyOptions
+    from lorawise.tuning.report.page import REPORT_NAME
     from lorawise.tuning.study import tune as tune_settings
 
     run, _ = load_run_file(run_file, sets or ())
@@ -73,6 +74,7 @@ def tune(
         console.close()
     document = {
         "study": str(found.study),
+        "report": str(found.study / REPORT_NAME),
         "best": {
             "trial": found.best.trial,
             "setting": dict(found.best.full) | dict(found.best.setting),
@@ -105,6 +107,7 @@ def tune(
                 found.sentence,
                 f"cost     {found.full_run_equivalents:.2f} full runs, {found.seconds:.0f} s",
                 f"adapter  {found.adapter}",
+                f"report   {found.study / REPORT_NAME}",
                 f"table    {found.study / 'results.csv'}",
                 f"next     lorawise train {found.study / 'best.yaml'}",
             ]

@@ -7,14 +7,11 @@ given. Every name that came from a file is escaped by the template.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from lorawise import __version__
 from lorawise.base.files import write_text
 from lorawise.report import words
+from lorawise.report.html import rendered, resource
 from lorawise.store.algebra.inspect import Inspection, Layer
 
 _LAYER = re.compile(r"(?P<before>(?:.*?\.)?)(?P<index>\d+)\.(?P<kind>.+)")
@@ -36,16 +33,14 @@ def write_map(shown: Inspection, path: Path) -> None:
 
 
 def render_map(shown: Inspection) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("lorawise.report").joinpath("adapter.html.j2").read_text(encoding="utf-8")
     places = {place(layer.name): layer for layer in shown.layers}
     kinds = list(dict.fromkeys(kind for _, kind in places))
     rows = sorted({row for row, _ in places}, key=lambda row: (row == OUTSIDE, int(row) if row != OUTSIDE else 0))
     based = any(layer.of_base is not None for layer in shown.layers)
     strongest = max((_strength(layer, based) for layer in shown.layers), default=0.0)
     config = shown.source.adapter.config
-    return environment.from_string(template).render(
-        version=__version__,
+    return rendered(
+        resource("adapter.html.j2"),
         name=str(shown.source.folder),
         base=shown.source.base,
         setting=str(config),

@@ -4,19 +4,15 @@ No address outside is fetched: plotly's script is in the page once, and a conten
 that came from data or files is escaped by the template, and inside the figures' JSON no `<` survives.
 """
 
-import json
 from collections.abc import Iterator
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from lorawise import __version__
 from lorawise.base.files import write_text
 from lorawise.report import words
 from lorawise.report.curves import figures
+from lorawise.report.html import plotly_script, rendered, resource, script_json
 from lorawise.report.story import Line, Story, read_story
 
 REPORT_NAME = "report.html"
@@ -32,22 +28,21 @@ def write_report(run_folder: Path) -> Path:
 
 
 def render(story: Story) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(words=words, version=__version__)
     drawn = figures(story)
-    return environment.from_string(_resource("page.html.j2")).render(
+    return rendered(
+        resource("page.html.j2"),
         story=story,
         numbers=list(_numbers(story)),
         setting=list(_setting(story)),
         rows=list(_rows(story)),
         figures=drawn,
-        figures_json=Markup(_json(drawn)),
+        figures_json=script_json(drawn),
         preflight=story.facts.get("preflight"),
         findings=story.facts.get("findings", []),
         origin=list(_origin(story)),
-        style=Markup(_resource("page.css")),
-        script=Markup(_resource("page.js")),
-        plotly=Markup(_plotly()) if drawn else "",
+        style=Markup(resource("page.css")),
+        script=Markup(resource("page.js")),
+        plotly=plotly_script() if drawn else "",
     )
 
 
@@ -117,20 +112,3 @@ def _origin(story: Story) -> Iterator[Fact]:
                 yield f"{section} {name}".replace("_", " "), str(value)
     if story.provenance.get("created"):
         yield "created", str(story.provenance["created"])
-
-
-def _json(value: object) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "").replace("\u2029", "")
-
-
-@cache
-def _resource(name: str) -> str:
-    return files("lorawise.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs()).replace("</script", "<\\/script")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lorawise.report import words
 from lorawise.tuning.events import (
     Event,
     RungEnded,
@@ -134,9 +135,12 @@ SHORT = {"train.learning_rate": "lr", "lora.target_modules": "targets", "train.l
 
 
 def in_words(setting: Setting) -> str:
-    """`scaling 4, lr 0.0001`."""
-    return ", ".join(f"{SHORT.get(key, key.partition('.')[2])} {_short(value)}" for key, value in setting.items())
+    """`scaling 4, lr 1e-4`."""
+    return ", ".join(f"{SHORT.get(key, key.partition('.')[2])} {shown(value, key)}" for key, value in setting.items())
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def shown(value: Any, key: str = "") -> str:
+    """A value of the setting `key` as people write it: 1e-4, 0.5, q_proj+v_proj."""
+    if isinstance(value, float):
+        return words.rate(value) if key == "train.learning_rate" or 0 < abs(value) < 0.01 else f"{value:.4g}"
+    return "+".join(str(part) for part in value) if isinstance(value, tuple) else str(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lorawise.base.errors import Interrupted, RunError
+from lorawise.base.errors import Interrupted, LorawiseError, RunError
 from lorawise.base.files import write_text
 from lorawise.lora.wrapping import base_modules
 from lorawise.store import Provenance, save_adapter
@@ -36,6 +36,7 @@ from lorawise.tuning.events import (
 from lorawise.tuning.folder import EventsFile, StudyFolder, asked_trials, up_to_rung
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.pack import Member, Pack, SlotState
+from lorawise.tuning.report.page import write_report
 from lorawise.tuning.result import Row, StudyResult, results_csv, sentence, table
 from lorawise.tuning.rungs import eliminations, ranking
 from lorawise.tuning.samplers import Asker
@@ -92,12 +93,18 @@ class Study:
                 seen = tuple(event for event in past if not isinstance(event, PackStepped))
                 for reader in readers:
                     reader(StudyResumed(told=seen))
-            for event in self._events(done):
-                self.told.append(event)
-                for reader in (log, *readers):
-                    reader(event)
+            try:
+                for event in self._events(done):
+                    self.told.append(event)
+                    for reader in (log, *readers):
+                        reader(event)
+            except BaseException:
+                with contextlib.suppress(LorawiseError):
+                    write_report(self.folder.path)
+                raise
         else:
             self.told = past
+        write_report(self.folder.path)
         return self._result()
 
     def _result(self) -> StudyResult:
