@@ -175,3 +175,35 @@ def test_eval_of_a_classifier_takes_one_class_and_refuses_rows_without(home: Pat
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
     assert run(["eval", str(base), str(home / "train.jsonl"), *adapter]) == 2
     assert "carries no label" in json.loads(capsys.readouterr().out)["error"]["found"]
+
+
+def test_eval_cures_name_the_options_of_the_command_and_not_the_keys_of_a_run_file(
+    home: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    long = {"messages": [{"role": "user", "content": "y" * 200}, {"role": "assistant", "content": "no"}]}
+    rows = write_rows(tmp_path / "long.jsonl", [long, *rows_of(3)])
+    arguments = ["eval", str(home / "base"), str(rows), "--max-length", "90", "--answers", "1"]
+    assert run(arguments) == 2
+    told = capsys.readouterr().err
+    assert "skip them with --on-bad skip" in told
+    assert "raise --max-length" in told
+    assert "data." not in told
+    assert "train." not in told
+    assert run([*arguments, "--on-bad", "skip", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in out["findings"]] == ["no-trained-tokens"]
+    assert out["rows"][0]["examples"][0]["reference"] == "red!"
+
+
+def test_eval_tells_what_it_cut(home: Path, tmp_path: Path, capsys: Capture) -> None:
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "on " * 60}]
+    rows = write_rows(tmp_path / "long.jsonl", [{"messages": turns}])
+    assert run(["eval", str(home / "base"), str(rows), "--max-length", "90", "--answers", "0"]) == 0
+    told = capsys.readouterr().err
+    assert "1 of 1 rows are longer than 90 tokens" in told
+    assert "raise --max-length" in told
+
+
+def test_eval_refuses_a_word_for_bad_rows_that_it_does_not_know(home: Path, capsys: Capture) -> None:
+    assert run(["eval", str(home / "base"), str(home / "test.jsonl"), "--on-bad", "skp"]) == 2
+    assert "did you mean 'skip'?" in capsys.readouterr().err

@@ -62,6 +62,15 @@ def documents(batch):
     return [(batch.ids[r, a:b], batch.trained[r, a:b], batch.position_ids[r, a:b]) for r, a, b in cells]
 
 
+@given(rows=st.lists(st.tuples(st.integers(2, 40), st.integers(1, 3)), min_size=1, max_size=30), seed=st.integers(0, 3))
+def test_the_tokens_of_an_epoch_are_those_its_steps_hold(rows, seed):
+    encoded = encoded_set([length for length, _ in rows], weights=[weight for _, weight in rows])
+    plan = BatchPlan(encoded, BatchOptions(batch_tokens=64, seed=seed))
+    steps = [batch for k in range(plan.steps_per_epoch) for batch in plan.step(k)]
+    assert encoded.tokens_per_epoch == sum(batch.tokens for batch in steps)
+    assert encoded.trained_tokens_per_epoch == sum(batch.trained_tokens for batch in steps)
+
+
 @given(lengths=some_lengths, options=some_options)
 def test_every_row_is_seen_whole_and_exactly_once_an_epoch_within_all_bounds(lengths, options):
     encoded = encoded_set(lengths)

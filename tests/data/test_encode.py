@@ -155,6 +155,17 @@ def test_a_row_whose_answer_is_cut_away_stops_with_its_line_or_is_skipped_and_li
     assert [(problem.code, problem.line) for problem in kept.problems] == [("no-trained-tokens", 3)]
 
 
+def test_a_row_without_a_trained_token_is_told_why_and_what_to_do(tmp_path):
+    folder = write_folder(tmp_path / "silent", "llama3")
+    (folder / "tokenizer_config.json").write_text("{}")  # names no end token
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }} {% endfor %}")
+    tokenizer = ChatTokenizer.open(folder)
+    rows = [row("text", text="a"), chat(*PLAIN, line=2)]
+    problems = encode_rows([*rows, row("text", 3, text="two words")], tokenizer, on_bad="skip").problems
+    assert [(problem.line, problem.code) for problem in problems] == [(1, "one-token"), (2, "no-answer-printed")]
+    assert "max_length" not in "".join(problem.cure for problem in problems)
+
+
 def test_all_rows_a_template_refuses_are_listed_at_once_up_to_a_limit(tmp_path):
     tokenizer = open_tokenizer(tmp_path, "gemma")
     rows = [chat(user("a"), user("b"), assistant("c"), line=i) for i in range(1, 31)]

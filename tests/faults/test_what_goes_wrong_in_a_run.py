@@ -30,10 +30,11 @@ from lorawise.base.errors import (
     UsageError,
 )
 from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
-from lorawise.store import load_adapter
+from lorawise.store import load_adapter, read_provenance
 from lorawise.training import memory
 from lorawise.training.folder import RunFolder
 from lorawise.training.run import train
+from lorawise.training.state import Progress
 
 
 class Listener:
@@ -276,6 +277,50 @@ def test_data_deleted_mid_run_does_not_stop_it_and_a_resume_names_it(tmp_path, b
     assert files.verify_folder(tmp_path / "other" / "checkpoints" / "step-000003") == []
 
 
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced by a file"])
+def test_a_run_whose_folder_is_taken_away_stops_there_and_makes_none_anew(how, tmp_path, base):
+    out = tmp_path / "run"
+
+    def take_away() -> None:
+        if how == "moved":
+            out.rename(tmp_path / "moved")
+            return
+        shutil.rmtree(out)
+        if how != "deleted":
+            out.write_text("mine")
+
+    listener = Listener(3, take_away)
+    with pytest.raises(StorageError, match="no longer this run's folder") as met:
+        train(tiny_run(tmp_path, model=base), out=out, readers=[listener])
+    assert met.value.exit_code == 1
+    assert "--resume -o" in met.value.cure
+    assert (listener.events[-1].reason, listener.events[-1].step) == ("failed", 3)
+    assert not out.is_dir()
+    if how == "moved":
+        assert train(tiny_run(tmp_path, model=base), out=tmp_path / "moved", resume=True).steps == 8
+
+
+def test_an_adapter_deleted_mid_run_is_told_and_the_last_one_kept(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(Progress, "improves", lambda self, loss: self.best_loss is None)  # step 4 stays the best
+    adapter = tmp_path / "run" / "adapter"
+    listener = Listener(5, lambda: shutil.rmtree(adapter))
+    result = train(tiny_run(tmp_path, model=base), out=tmp_path / "run", readers=[listener])
+    assert "adapter-gone" in listener.codes()
+    assert result.adapter == adapter
+    assert read_provenance(adapter, load_adapter(adapter)).run["step"] == 8
+
+
+def test_a_rank_beyond_the_width_of_a_layer_is_told_with_the_layer(tmp_path, base):
+    listener = Listener()
+    train(tiny_run(tmp_path, model=base, lora__r=40), out=tmp_path / "run", readers=[listener])
+    [found] = [e.finding for e in listener.events if isinstance(e, Noted) and e.finding.code == "rank-beyond-width"]
+    assert "r 40 is more than model.layers.0.self_attn.k_proj (16 wide) and 13 more" in found.message
+    assert "lora.r: 16" in found.cure
+    fits = Listener()
+    train(tiny_run(tmp_path, model=base, lora__r=16), out=tmp_path / "fits", readers=[fits])
+    assert "rank-beyond-width" not in fits.codes()
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before(tmp_path, base, monkeypatch):
     from lorawise.training.objective import NextToken
 
@@ -434,6 +479,16 @@ def test_a_resume_with_another_setting_names_it(stopped, tmp_path):
     run, folder = stopped
     with pytest.raises(ConfigError, match=r"train\.learning_rate: 0\.005 then, 0\.001 now"):
         train(run.with_values({"train.learning_rate": 1e-3}), out=folder, resume=True)
+
+
+def test_a_resume_over_other_files_shows_them_as_the_run_file_does(stopped):
+    run, folder = stopped
+    first = run.data.train[0].path
+    other = run.with_values({"data.train": [first, {"path": "more.jsonl", "weight": 2}], "train.betas": [0.9, 0.99]})
+    with pytest.raises(ConfigError) as met:
+        train(other, out=folder, resume=True)
+    assert f"data.train: {first} then, [{first}, {{path: more.jsonl, weight: 2.0}}] now" in met.value.found
+    assert "train.betas: [0.9, 0.999] then, [0.9, 0.99] now" in met.value.found
 
 
 def test_a_resume_over_other_data_or_another_base_names_which(stopped, tmp_path):

@@ -7,8 +7,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from tests.workbench import TEMPLATE, labelled_rows, tiny_folder, tiny_run
+from tests.workbench import TEMPLATE, labelled_rows, rows_of, tiny_folder, tiny_run
 
 from lorawise.base.errors import Interrupted
 from lorawise.report.events import StepDone
@@ -142,5 +143,26 @@ def test_the_loss_scale_of_half_precision_goes_on_where_it_was(tmp_path, base, m
     train(run, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
         train(run, out=tmp_path / "stopped", readers=[SignalAt(3)])
+    train(run, out=tmp_path / "stopped", resume=True)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["recomputed", "padded"])
+def test_two_threads_are_as_exact_as_one(case, tmp_path):
+    """On a base wide enough for torch to share each product between them."""
+    base = tiny_folder(tmp_path / "base", hidden_size=256, intermediate_size=512)
+    run = tiny_run(tmp_path, model=base, rows=rows_of(80), **{"train__batch_tokens": 2048, **CASES[case]})
+    train(run, out=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(run, out=tmp_path / "stopped", readers=[SignalAt(5)])
     train(run, out=tmp_path / "stopped", resume=True)
     assert_equal_runs(tmp_path / "straight", tmp_path / "stopped")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import FAMILIES
-from tests.workbench import labelled_rows, rows_of, tiny_folder, tiny_run
+from tests.workbench import labelled_rows, rows_of, tiny_folder, tiny_run, write_rows
 
 import lorawise
 from lorawise.base.errors import DataError
@@ -244,3 +244,13 @@ def test_a_classification_head_counts_its_labels_as_what_was_trained(tmp_path, b
     )
     assert listener.of(PreflightDone)[0].report.trained_tokens == 20
     assert listener.of(RunEnded)[0].trained_tokens == 40
+
+
+def test_the_tokens_of_an_epoch_count_a_row_as_often_as_its_source_is_weighted(tmp_path, base):
+    once, twice = (write_rows(tmp_path / f"{name}.jsonl", rows_of(8, first=at)) for name, at in (("a", 0), ("b", 8)))
+    sources = [str(once), {"path": str(twice), "weight": 2}]
+    _, listener = trained(tmp_path, model=base, data__train=sources, data__validation=None)
+    [started] = listener.of(RunStarted)
+    [seen] = listener.of(PreflightDone)
+    assert seen.report.tokens * 1.3 < started.tokens_per_epoch < seen.report.tokens * 2
+    assert seen.report.trained_tokens * 1.3 < started.trained_tokens_per_epoch < seen.report.trained_tokens * 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from lorawise.base.errors import DataError
 from lorawise.checking.setting import Setting
 from lorawise.data.causes import CURES, BadRow
+from lorawise.data.encoded import MUTE
 from lorawise.data.encoder import EncodeOptions, Encoder
 from lorawise.data.formats import parse_row
 from lorawise.data.records import data_suffix, read_records
@@ -131,7 +132,7 @@ def encoded(rows: Sequence[Row], folder: Path, max_length: int) -> Tokens | None
     bos = tokenizer.bos_id
     return Tokens(
         rows=len(shown),
-        mute=tuple(shown[each.row] for each in refused if each.code == "no-trained-tokens"),
+        mute=tuple(shown[each.row] for each in refused if each.code in MUTE),
         cut=tuple(shown[row.row] for row in done if row.cut),
         trained_a_row=sum(row.trained_tokens for row in done) / max(1, len(done)),
         two_bos=tuple(shown[r.row] for r in done if bos is not None and len(r) > 1 and r.ids[0] == r.ids[1] == bos),

@@ -6,6 +6,7 @@ import typer
 
 from lorawise.base.errors import UsageError
 from lorawise.cli.named import adapters_of, stack_name, stack_of
+from lorawise.cli.options import in_options, reworded
 from lorawise.cli.outcome import Json, Outcome, Template
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from lorawise.merging.judge import Judged, Pair
     from lorawise.training.measure import Measured
     from lorawise.training.paired import Gap
+
+OPTIONS = {
+    "train.max_length": "--max-length",
+    "data.template": "--template",
+    "data.format": "--format",
+    "data.on_bad": "--on-bad",
+    "base.dtype": "--dtype",
+}
 
 
 def evaluate(
@@ -32,6 +41,8 @@ def evaluate(
     max_length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens a row may have.")] = 2048,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
     template: Template = None,
+    format: Annotated[str, typer.Option(metavar="NAME", help="Of the rows, where their keys do not tell.")] = "auto",
+    on_bad: Annotated[str, typer.Option(metavar="WORD", help="A row that cannot be used: stop or skip.")] = "stop",
     as_json: Json = False,
 ) -> Outcome:
     """Loss, perplexity and exact match of answers, compared row by row.
@@ -40,27 +51,30 @@ def evaluate(
     lorawise eval ./base test.jsonl --adapter runs/first/adapter
     lorawise eval ./base test.jsonl --adapter law=a --adapter brief=b --stack "law=0.7 brief=0.3" --merged both=merged
     """
-    from lorawise.data.read import read_rows
+    from lorawise.data.read import bad_rows, read_rows
     from lorawise.merging.judge import judge
     from lorawise.report.metrics import plain
 
     weights = [stack_of(text) for text in stack or ()]
     stacks = {stack_name(each): each for each in weights}
     named, whole = adapters_of(adapter or []), _merged_of(merged or [])
-    rows = read_rows(data)
-    judged = judge(
-        model,
-        rows,
-        adapters=named,
-        stacks=stacks,
-        merged=whole,
-        answers=answers,
-        max_length=max_length,
-        dtype=dtype,
-        template=template,
-    )
+    with in_options(OPTIONS):
+        skipping = bad_rows(on_bad)
+        rows = read_rows(data, format=None if format == "auto" else format.replace("-", "_"), on_bad=skipping)
+        judged = judge(
+            model,
+            rows,
+            adapters=named,
+            stacks=stacks,
+            merged=whole,
+            answers=answers,
+            max_length=max_length,
+            dtype=dtype,
+            template=template,
+            on_bad=skipping,
+        )
     for finding in judged.findings:
-        typer.echo(f"{finding.level}: {finding}", err=True)
+        typer.echo(f"{finding.level}: {reworded(str(finding), OPTIONS)}", err=True)
     document = {"rows": plain(judged.rows), "pairs": plain(judged.pairs), "findings": plain(judged.findings)}
     return Outcome(document=document, table=_table(judged))
 

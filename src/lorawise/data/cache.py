@@ -22,7 +22,7 @@ from lorawise.base.findings import Finding
 from lorawise.data.encoded import Encoded, EncodedSet, Refusal
 from lorawise.data.rows import Row
 
-FORMAT = "lorawise tokens 1"
+FORMAT = "lorawise tokens 2"
 
 
 def path_of(key: str, folder: Path | None = None) -> Path:

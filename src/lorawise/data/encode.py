@@ -154,6 +154,8 @@ def preview(row: Encoded, tokenizer: ChatTokenizer) -> list[tuple[str, bool]]:
 _CURES = {
     "template-refuses": "write the conversation as the model's template takes it, or name another with data.template",
     "no-trained-tokens": "raise train.max_length, or leave the row out",
+    "one-token": "give the row more text, or leave it out",
+    "no-answer-printed": "fill the answer in, or name a chat template that prints it with data.template",
     "unknown-label": "write the label as in the training data",
 }
 

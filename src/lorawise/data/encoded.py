@@ -34,12 +34,15 @@ class Encoded:
         return 1 if self.label is not None else int(np.count_nonzero(self.trained))
 
 
+MUTE = ("no-trained-tokens", "one-token", "no-answer-printed")  # codes of rows that would teach nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
     """A row that cannot be trained on: its index, a code and what was found."""
 
     row: int
-    code: Literal["template-refuses", "no-trained-tokens", "unknown-label"]
+    code: Literal["template-refuses", "no-trained-tokens", "one-token", "no-answer-printed", "unknown-label"]
     found: str
 
 
@@ -79,6 +82,17 @@ class EncodedSet:
     @cached_property
     def trained_tokens(self) -> int:
         return sum(row.trained_tokens for row in self.rows)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Of a mean epoch: a row of weight 2 counts twice, one of weight 0.5 half."""
+        return round(float(self.lengths @ self.weights))
+
+    @property
+    def trained_tokens_per_epoch(self) -> int:
+        """Those of them that are trained."""
+        counts = np.array([row.trained_tokens for row in self.rows], dtype=np.int64)
+        return round(float(counts @ self.weights))
 
     @cached_property
     def highest_id(self) -> int:

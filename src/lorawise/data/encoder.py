@@ -156,12 +156,19 @@ class Encoder:
                 return Refusal(row=index, code="unknown-label", found=f"label {row.label!r} is not among the classes")
             return Encoded(ids=ids[:length], trained=trained[:length], row=index, cut=cut, label=label)
         if not trained[:length].any():
-            found_text = (
-                f"no trained token in the first {length} of {len(ids)}" if trained.any() else "no trained token at all"
-            )
-            return Refusal(row=index, code="no-trained-tokens", found=found_text)
+            return _mute(index, tokens=len(ids), length=length, beyond=bool(trained.any()))
         self.terminators |= found - {-1}
         return Encoded(ids=ids[:length].copy(), trained=trained[:length].copy(), row=index, cut=cut)
+
+
+def _mute(index: int, *, tokens: int, length: int, beyond: bool) -> Refusal:
+    """A row without a trained token: all of them lie beyond the cut, or nothing precedes its one token, or else the
+    template prints no answer of it."""
+    if beyond:
+        return Refusal(row=index, code="no-trained-tokens", found=f"no trained token in the first {length} of {tokens}")
+    if tokens < 2:
+        return Refusal(row=index, code="one-token", found=f"{tokens} token(s): nothing comes before to predict from")
+    return Refusal(row=index, code="no-answer-printed", found=f"no trained token at all among {tokens}")
 
 
 @dataclass(frozen=True)

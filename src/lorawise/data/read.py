@@ -33,8 +33,7 @@ def read_rows(
     Raises `DataError` with up to 20 problems when a row is bad (under "skip" such rows are left out and counted), when
     a source does not exist, or when no row is left.
     """
-    if on_bad not in get_args(OnBad):
-        raise ConfigError(f"on_bad is {on_bad!r}", cure=nearest(str(on_bad), get_args(OnBad)))
+    on_bad = bad_rows(on_bad)
     listed = [_as_source(s, format) for s in ([sources] if isinstance(sources, (Source, str, Path)) else sources)]
     if not listed:
         raise DataError("no data source is given", cure="name a file, a folder or a hub id under data.train")
@@ -45,6 +44,15 @@ def read_rows(
     for source in listed:
         reading.read(source, source_records(source))
     return reading.finish(listed)
+
+
+def bad_rows(word: str) -> OnBad:
+    """What to do with a row that cannot be used, from what a person wrote; `ConfigError` for another word."""
+    known: tuple[OnBad, ...] = get_args(OnBad)
+    for choice in known:
+        if word == choice:
+            return choice
+    raise ConfigError(f"on_bad is {word!r}", cure=nearest(str(word), known))
 
 
 class _Reading:

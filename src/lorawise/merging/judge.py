@@ -8,6 +8,7 @@ own members. What tells of no parent that was measured is compared with every ad
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from lorawise.base.errors import ModelError, UsageError
 from lorawise.base.findings import Finding
+from lorawise.data.read import OnBad
 from lorawise.data.rows import RowSet
 from lorawise.merging.companions import RECORD
 from lorawise.models.load import load
@@ -57,12 +59,14 @@ def judge(
     max_length: int = 2048,
     dtype: str = "auto",
     template: str | None = None,
+    on_bad: OnBad = "stop",
 ) -> Judged:
     """Measure a base, adapters over it, weighted stacks of them and merged models; one model is open at a time.
 
     adapters   name → adapter folder
     stacks     name → adapter's name → weight, summed at run time
     merged     name → model folder or hub id, whose tokens must be the base's, or the rows would not pair
+    on_bad     skip: leave out rows that cannot be encoded, told among the findings
 
     `UsageError` for a name that is used twice, `ModelError` for a merged model that reads the rows otherwise.
     """
@@ -71,11 +75,13 @@ def judge(
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UsageError(f"the name '{twice[0]}' stands for two", expected="each name once")
     loaded = load(model, adapters, dtype=dtype, template=template)
-    findings = loaded.findings
-    found = list(measure(loaded, rows, answers=answers, max_length=max_length, stacks=stacks))
+    findings = [*rows.findings, *rows.problems, *loaded.findings]
+    read = partial(measure, rows=rows, answers=answers, max_length=max_length, on_bad=on_bad)
+    found = list(read(loaded, stacks=stacks, tell=findings.append))
     del loaded
     for name, folder in merged.items():
-        found.append(_whole(name, folder, rows, answers, max_length, dtype, template))
+        (only,) = read(load(folder, dtype=dtype, template=template))
+        found.append(replace(only, name=name))
         if found[-1].ids_digest != found[0].ids_digest:
             raise ModelError(
                 f"'{name}' reads the rows as other tokens than {model}",
@@ -85,15 +91,7 @@ def judge(
     parents = _parents(adapters, stacks, merged)
     by_name = {each.name: each for each in found}
     pairs = [_pair(by_name[name], by_name[other]) for name in names[1:] for other in (BASE, *parents[name])]
-    return Judged(rows=tuple(found), pairs=tuple(pairs), findings=findings)
-
-
-def _whole(
-    name: str, folder: str | Path, rows: RowSet, answers: int, max_length: int, dtype: str, template: str | None
-) -> Measured:
-    opened = load(folder, dtype=dtype, template=template)
-    (only,) = measure(opened, rows, answers=answers, max_length=max_length)
-    return replace(only, name=name)
+    return Judged(rows=tuple(found), pairs=tuple(pairs), findings=tuple(findings))
 
 
 def _pair(one: Measured, other: Measured) -> Pair:

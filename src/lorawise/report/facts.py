@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorawise.base.files import write_text
+from lorawise.base.files import storage_errors, write_text
 from lorawise.report.events import Event, Noted, PreflightDone, RunEnded, RunStarted
 from lorawise.report.metrics import plain
 
@@ -41,6 +41,8 @@ class FactsFile:
                 self._facts["ended"] = plain(event)
             case _:
                 return
+        with storage_errors(self.path):
+            self.path.parent.stat()  # a run's folder that was taken away is not made anew
         write_text(self.path, json.dumps(self._facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ def _lines(settings: BaseModel, *, section: str, indent: str) -> Iterator[str]:
             yield f"{indent}{name}:"
             yield from _lines(value, section=name, indent=indent + "  ")
         elif not _is_unused_half(section, name, value):
-            yield _commented(f"{indent}{name}: {_flow(_plain(value))}", field.description or "")
+            yield _commented(f"{indent}{name}: {written(value)}", field.description or "")
 
 
 def _is_unused_half(section: str, name: str, value: object) -> bool:
@@ -32,6 +32,11 @@ def _is_unused_half(section: str, name: str, value: object) -> bool:
 
 def _commented(line: str, comment: str) -> str:
     return f"{line:<{COMMENT_COLUMN}}  # {comment}" if comment else line
+
+
+def written(value: Any) -> str:
+    """One value on one line, as a run file holds it."""
+    return _flow(_plain(value))
 
 
 def _plain(value: Any) -> Any:

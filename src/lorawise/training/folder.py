@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorawise.base.errors import ConfigError, UsageError
+from lorawise.base.errors import ConfigError, StorageError, UsageError
 from lorawise.base.files import digest_text, storage_errors, sweep_partial, write_text
 from lorawise.base.locks import LOCK_NAME, alone_in
 from lorawise.runfile import RunFile, load_run_file
+from lorawise.runfile.write import written
 
 MAY_CHANGE = frozenset({"train.keep_checkpoints", "train.save_every", "train.trackers"})  # none of them trains
 
@@ -64,6 +65,17 @@ class RunFolder:
             ),
         )
 
+    def require_there(self) -> None:
+        """`StorageError` when somebody took the folder away while the run goes on: it is not made anew in its place."""
+        with storage_errors(self.path):
+            there = self.started
+        if not there:
+            raise StorageError(
+                f"{self.path} is no longer this run's folder: it was deleted, moved or emptied while the run went on",
+                expected="the folder left alone until the run is over",
+                cure="start anew; if it was moved, go on with --resume -o where it is now",
+            )
+
     def sweep(self) -> None:
         """Clear what a killed process left unfinished."""
         if self.path.is_dir():
@@ -106,7 +118,7 @@ def _changes(held: RunFile, asked: RunFile) -> Iterator[str]:
     before = dict(_flat(held.model_dump()))
     for key, value in _flat(asked.model_dump()):
         if value != before[key] and value != "auto" and key not in MAY_CHANGE:
-            yield f"{key}: {before[key]!r} then, {value!r} now"
+            yield f"{key}: {_shown(held, key)} then, {_shown(asked, key)} now"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,6 +127,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _shown(run: RunFile, dotted: str) -> str:
+    """One value as the run file has it."""
+    section, _, name = dotted.rpartition(".")
+    return written(getattr(getattr(run, section) if section else run, name))
 
 
 def _try_writing(path: Path) -> None:

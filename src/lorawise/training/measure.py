@@ -6,14 +6,16 @@ number, perplexity e^loss, exact match the share of the first `answers` rows ans
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lorawise.base.errors import DataError
+from lorawise.base.findings import Finding
 from lorawise.data.batches import BatchOptions, eval_batches
 from lorawise.data.encode import encode_rows
 from lorawise.data.encoded import EncodedSet
 from lorawise.data.encoder import EncodeOptions
+from lorawise.data.read import OnBad
 from lorawise.data.rows import RowSet
 from lorawise.lora.injection import task_of
 from lorawise.models.load import Loaded
@@ -53,19 +55,29 @@ def measure(
     answers: int,
     max_length: int,
     stacks: Mapping[str, Mapping[str, float]] | None = None,
+    on_bad: OnBad = "stop",
+    tell: Callable[[Finding], None] | None = None,
 ) -> Iterator[Measured]:
     """The base first, then every adapter of `loaded`, then every stack of them (name → adapter → weight), on the same
-    rows in the same batches."""
+    rows in the same batches.
+
+    `tell` hears what encoding met: rows that were cut, and those skipped under `on_bad="skip"`.
+    """
     head = task_of(loaded.model) == "SEQ_CLS"
     positions = positions_of(loaded.files.config) or max_length
     options = _encoding(loaded, rows, head=head, max_length=min(max_length, positions))
-    encoded = encode_rows(rows.rows, loaded.tokenizer, options)
+    encoded = encode_rows(rows.rows, loaded.tokenizer, options, on_bad=on_bad)
+    for finding in (*encoded.findings, *encoded.problems):
+        if tell is not None:
+            tell(finding)
+    if not len(encoded):
+        raise DataError("no row is left to measure on", cure="mend the rows that were skipped")
     require_known_tokens(loaded.model, encoded.highest_id)
     batches = eval_batches(
         encoded, BatchOptions(layout="padded", batch_tokens=TOKENS_AT_ONCE, pad_id=loaded.tokenizer.pad_id)
     )
     window = window_of_model(loaded.model)
-    asked = rows.rows[: 0 if head else answers]
+    asked = [rows[each.row] for each in encoded][: 0 if head else answers]
     questions = questions_of(asked, loaded.tokenizer, options, encoded.stop_ids, window=window) if asked else None
     digest = _ids_digest(encoded)
     routes: dict[str, Mapping[str, float]] = {"base": {}, **{name: {name: 1.0} for name in loaded.adapters.names}}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lorawise.base.errors import LorawiseError, StorageError
+from lorawise.base.errors import LorawiseError
 from lorawise.base.findings import Finding
 from lorawise.lora.count import trainable_parameters
 from lorawise.models.files import resolve_model
@@ -176,8 +176,8 @@ def _opening(prepared: Prepared, folder: RunFolder, progress: Progress, findings
         epochs=prepared.trainer.plan.epoch_at(prepared.total),
         trainable_parameters=count.trainable,
         total_parameters=count.total,
-        tokens_per_epoch=prepared.inputs.train.tokens,
-        trained_tokens_per_epoch=prepared.inputs.train.trained_tokens,
+        tokens_per_epoch=prepared.inputs.train.tokens_per_epoch,
+        trained_tokens_per_epoch=prepared.inputs.train.trained_tokens_per_epoch,
         device=str(prepared.model.device),
         dtype=prepared.run.base.dtype,
     )
@@ -243,9 +243,11 @@ def _leave_true_report(folder: RunFolder, readers: Sequence[Reader], event: RunE
     for reader in readers:
         with contextlib.suppress(LorawiseError):
             reader(event)
+    if not folder.started:
+        return
     try:
         write_report(folder.path)
-    except StorageError:
+    except LorawiseError:
         with contextlib.suppress(OSError):
             (folder.path / REPORT_NAME).unlink(missing_ok=True)
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lorawise.base.errors import DivergedError, Interrupted
+from lorawise.base.findings import Finding
 from lorawise.lora.wrapping import base_modules
-from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, RunEnded, Saved, StepDone
+from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, Noted, RunEnded, Saved, StepDone
 from lorawise.store import Provenance, save_adapter
 from lorawise.training.checkpoint import save_checkpoint
 from lorawise.training.folder import RunFolder
@@ -43,6 +44,7 @@ class Session:
             for done in steps(self.prepared.trainer, first=progress.step, total=self.prepared.total):
                 self.progress = self.progress.after(done)
                 yield done
+                self.folder.require_there()
                 if self._due(done, train.eval_every):
                     yield from self._evaluate("validation")
                 if train.early_stopping is not None and self.progress.waited >= train.early_stopping:
@@ -91,11 +93,23 @@ class Session:
         yield self.ended(reason)
 
     def _finish(self, reason: EndReason) -> Iterator[Event]:
-        if self.progress.best_step is None:
+        if self.progress.best_step is not None and not self.folder.adapter.is_dir():
+            yield Noted(finding=self._adapter_gone(), step=self.progress.step)
+            self._keep_adapter()
+        elif self.progress.best_step is None:
             self._keep_adapter()
         self.progress = replace(self.progress, ended=reason)
         yield self._save()
         yield self.ended(reason)
+
+    def _adapter_gone(self) -> Finding:
+        return Finding(
+            code="adapter-gone",
+            level="warning",
+            message=f"the adapter of step {self.progress.best_step} was deleted while the run went on; that of the "
+            "last step is kept in its place",
+            cure="leave the run's folder alone until it is over",
+        )
 
     def _save(self) -> Saved:
         path = save_checkpoint(

@@ -1,5 +1,6 @@
 """From a run file to a trainer: the base opened, every `auto` settled, adapters in, optimizer and evaluator ready."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,7 +83,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         trainer=trainer,
         evaluator=_evaluator(run, trainer, inputs, options),
         total=total,
-        findings=(*inputs.findings, *findings),
+        findings=(*inputs.findings, *findings, *_ranks_beyond(adapters)),
     )
 
 
@@ -105,6 +106,22 @@ def _require_patterns_meant(adapters: Adapters) -> None:
                     expected="a regex on the end of a module's name",
                     cure=nearest(pattern, sorted({name.rpartition(".")[2] for name in modules})),
                 )
+
+
+def _ranks_beyond(adapters: Adapters) -> Iterator[Finding]:
+    """B·A has no more rank than the layer's narrower side: what r has above it costs memory and adds nothing."""
+    least = {name: min(layer.in_width, layer.out_width) for name, layer in adapters.layers.items()}
+    beyond = [name for name, layer in adapters.layers.items() if max(layer.ranks) > least[name]]
+    if beyond:
+        first = min(beyond, key=lambda name: least[name])
+        several = f" and {len(beyond) - 1:,} more adapted modules" if len(beyond) > 1 else ""
+        yield Finding(
+            code="rank-beyond-width",
+            level="warning",
+            message=f"r {max(adapters.layers[first].ranks)} is more than {first} ({least[first]:,} wide){several} can "
+            "use: the update of a layer has no more rank than its narrower side",
+            cure=f"lora.r: {least[first]} or less; or give those modules their own in lora.rank_pattern",
+        )
 
 
 def slot_settings(run: RunFile) -> SlotSettings:
