@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from lorawise import LoraConfig
 from lorawise.base.errors import AdapterError, ConfigError, ModelError, UsageError
 from lorawise.facts import read_model, selected, trainable
-from lorawise.lora import inject, target_modules, trainable_parameters
+from lorawise.lora import eject, inject, target_modules, trainable_parameters
 
 EXPERTS = ("mixtral", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v2 biased", "deepseek_v3")
 CASE_OF = {"gemma3": "gemma3_text"}
@@ -55,14 +55,11 @@ def test_a_preset_selects_what_it_selects_on_the_real_model(case: str, tmp_path)
     config = config_of(case)
     facts, model = read_model(write_config(tmp_path, config)), meta_model(config)
     for preset in PRESETS:
-        setting = LoraConfig(target_modules=preset)
-        if facts.experts and preset in ("mlp", "all-linear"):
-            with pytest.raises(AdapterError, match="fused experts"):
-                selected(facts, setting)
-            setting = LoraConfig(target_modules=preset, exclude_modules=("experts",))
-            if preset == "mlp" and not [m for m in facts.linear if m.role == "mlp"]:
-                continue
+        setting = LoraConfig(r=3, target_modules=preset, rank_pattern={r"experts\.down_proj": 2})
         assert [m.name for m in selected(facts, setting)] == target_modules(model, setting)
+        inject(model, setting)
+        assert trainable(facts, setting) == trainable_parameters(model).trainable
+        eject(model)
 
 
 SPELLED = [
@@ -149,9 +146,7 @@ def test_a_classifier_has_the_parameters_and_targets_of_the_real_one(case: str, 
     assert facts.parameters == model.num_parameters()
     assert facts.architecture == type(model).__name__.replace("Gemma3Text", "Gemma3")
     for preset in ("attention", "all-linear"):
-        wanted = LoraConfig(
-            target_modules=preset, modules_to_save=("score",), exclude_modules=("experts",) * (case == "mixtral")
-        )
+        wanted = LoraConfig(target_modules=preset, modules_to_save=("score",))
         assert [m.name for m in selected(facts, wanted)] == target_modules(model, wanted)
         if case == "llama":
             adapted = trainable(facts, wanted) - 3 * 32

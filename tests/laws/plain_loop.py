@@ -30,8 +30,8 @@ def rouse(adapters: Adapters, seed: int = 1, std: float = 0.1) -> None:
     with torch.no_grad():
         for layer in adapters.layers.values():
             for i, rank in enumerate(layer.ranks):
-                layer.lora_A[i, :rank].normal_(std=std, generator=generator)
-                layer.lora_B[i, :, :rank].normal_(std=std, generator=generator)
+                layer.lora_A[i, ..., :rank, :].normal_(std=std, generator=generator)
+                layer.lora_B[i, ..., :rank].normal_(std=std, generator=generator)
         for _, parameter in adapters.full_parameters():
             parameter.add_(torch.empty_like(parameter).normal_(std=std, generator=generator))
 

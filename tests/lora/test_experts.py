@@ -6,54 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from tests.peft_oracle import IDS, peft_injected, quiet_peft
+from tests.tiny_experts import EXPERT_FAMILIES, tiny_mixture
 from torch import Tensor, nn
 
 from lorawise.base.errors import AdapterError
 from lorawise.lora.experts import ExpertUpdate, adapted_experts
 
 R, SCALING = 3, 1.5
-_SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": 2,
-}
-_DEEPSEEK = {
-    "n_routed_experts": 8,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 24,
-    "kv_lora_rank": 8,
-    "q_lora_rank": 8,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "mixtral": lambda: hf.MixtralConfig(**_SMALL, num_local_experts=4),
-    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**_SMALL, num_experts=8, moe_intermediate_size=24, head_dim=8),
-    "olmoe": lambda: hf.OlmoeConfig(**_SMALL, num_experts=8),
-    "gpt_oss": lambda: hf.GptOssConfig(
-        **_SMALL, num_local_experts=8, head_dim=8, layer_types=["full_attention", "full_attention"]
-    ),
-    "deepseek_v3": lambda: hf.DeepseekV3Config(**{**_SMALL, **_DEEPSEEK}),
-    "granitemoe": lambda: hf.GraniteMoeConfig(**_SMALL, num_local_experts=8),
-}
 
 
 def _model(family: str, dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = hf.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=dtype)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model.requires_grad_(False)
+    return tiny_mixture(family, dtype).requires_grad_(False)
 
 
 def _experts(model: nn.Module) -> dict[str, nn.Module]:
@@ -68,7 +32,7 @@ def _update(experts: nn.Module, key: str, draw: torch.Generator) -> ExpertUpdate
     return ExpertUpdate(A=A.mul_(0.3).requires_grad_(), B=B.mul_(0.3).requires_grad_(), scaling=SCALING)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_values_and_gradients_equal_the_familys_own_class_over_dense_experts(family: str) -> None:
     experts = next(iter(_experts(_model(family, torch.float64)).values()))
     experts.config._experts_implementation = "eager"  # type: ignore[union-attr]
@@ -135,7 +99,7 @@ def _compare(pairs: Pairs, of: Callable[[Tensor], Tensor | None], atol: float) -
         torch.testing.assert_close(B.permute(1, 2, 0).reshape(B.shape[1], -1), of(b.weight), rtol=1e-3, atol=atol)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_logits_and_gradients_equal_pefts_target_parameters(family: str) -> None:
     own, peft, pairs = _beside_peft(family)
     with quiet_peft():
@@ -146,7 +110,7 @@ def test_logits_and_gradients_equal_pefts_target_parameters(family: str) -> None
     _compare(pairs, lambda tensor: tensor.grad, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
 def test_twenty_steps_equal_pefts(family: str) -> None:
     own, peft, pairs = _beside_peft(family)
     losses = []

@@ -4,7 +4,6 @@ import time
 
 import peft
 import pytest
-import torch
 from tests.parity.targets import CASES, peft_targets
 from tests.peft_oracle import quiet_peft
 from tests.tiny import tiny_model
@@ -124,28 +123,38 @@ def test_a_hostile_pattern_is_stopped_in_time() -> None:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_fused_experts_are_refused_by_name_and_attention_beside_them_works(family: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "keys"),
+    [
+        ("mlp", "gate_up_proj down_proj"),
+        (("q_proj", "experts"), "gate_up_proj down_proj"),
+        (("gate_up_proj",), "gate_up_proj"),
+        (("experts.down_proj",), "down_proj"),
+        (r".*experts", "gate_up_proj down_proj"),
+        (r".*\.experts\.down.*", "down_proj"),
+    ],
+    ids=str,
+)
+def test_fused_experts_are_named_by_their_parameters_and_meant_by_their_module(
+    family: str, target: str, keys: str
+) -> None:
+    names = target_modules(moe(family), LoraConfig(target_modules=target))
+    experts = [name for name in names if "experts" in name]
+    assert experts == [f"model.layers.{i}.mlp.experts.{key}" for i in (0, 1) for key in keys.split()]
+    assert [name for name in names if name not in experts] == [
+        f"model.layers.{i}.self_attn.q_proj" for i in (0, 1) if "q_proj" in target
+    ]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_all_linear_is_attention_and_experts_and_no_router(family: str) -> None:
     model = moe(family)
-    for target in (
-        "mlp",
-        "all-linear",
-        ("q_proj", "experts"),
-        ("gate_up_proj",),
-        r".*experts",
-        r".*self_attn.*|.*mlp.*",
-    ):
-        with pytest.raises(AdapterError, match=r"(?s)layers\.0\.mlp\.experts .*attention"):
-            target_modules(model, LoraConfig(target_modules=target))
-    ids = torch.arange(6)[None]
-    base = model(ids).logits
-    inject(model, LoraConfig(target_modules="attention"))
-    assert torch.equal(model(ids).logits, base)
-
-
-def test_fused_experts_that_are_excluded_stand_in_nobodys_way() -> None:
-    names = target_modules(moe(), LoraConfig(exclude_modules=("experts",)))
-    assert names
-    assert all("self_attn" in name or name.endswith("gate") for name in names)
+    assert {name.rpartition(".")[2] for name in target_modules(model, LoraConfig())} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj",
+    }  # fmt: skip
+    without = target_modules(model, LoraConfig(exclude_modules=("experts",)))
+    assert without == target_modules(model, LoraConfig(target_modules="attention"))
+    assert without == target_modules(model, LoraConfig(target_modules="all-linear", modules_to_save=("mlp",)))
 
 
 @pytest.mark.parametrize(("family", "target"), [("gpt2", "wpe"), ("opt", "embed_positions")])

@@ -58,7 +58,7 @@ def refusal(folder: Path) -> AdapterError:
         ({"use_dora": True}, "DoRA"),
         ({"lora_bias": True}, "bias on lora_B"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "fused experts"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "mlp.experts.gate_up_proj, no tensor does"),
         ({"trainable_token_indices": [3]}, "rows of the embedding"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "replicated layers"),
         ({"megatron_config": {"a": 1}}, "Megatron"),

@@ -4,7 +4,7 @@
     linear      nn.Linear                         (out, in)       A (r, in), B (out, r)
     conv1d      GPT-2's Conv1D                    (in, out)       the same
     embedding   nn.Embedding, `in` = its rows     (in, out)       the same
-    experts     one 3-D parameter for all of a    (experts, …)    not adapted yet
+    experts     one 3-D parameter for all of a    (experts, …)    A (experts, r, in), B (experts, out, r)
                 layer's experts, not a module
 
 Everything else (norms, routers' and attention sinks' parameters) is a `Parameter`. Counts follow the model's own: a

@@ -1,13 +1,14 @@
 """What an adapter would adapt and train, from shapes alone.
 
-    trainable = Σ r·(in + out) over the selected matrices, each with its own rank, + what is trained in full
+    trainable = Σ r·(in + out) over the selected matrices, each with its own rank (for fused experts, times their
+                number), + what is trained in full
 
 The meaning of a setting is `lora/selection.py`, the same that real models are asked with.
 """
 
 from lorawise.facts.model import Matrix, ModelFacts
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.selection import ModuleNames, called_within, selected_names
+from lorawise.lora.selection import EXPERT_PARAMETERS, ModuleNames, called_within, selected_names
 
 
 def selected(facts: ModelFacts, config: LoraConfig) -> tuple[Matrix, ...]:
@@ -18,7 +19,7 @@ def selected(facts: ModelFacts, config: LoraConfig) -> tuple[Matrix, ...]:
 def trainable(facts: ModelFacts, config: LoraConfig) -> int:
     """Parameters that `config` trains on this model: adapters, `modules_to_save` and biases."""
     chosen = selected(facts, config)
-    adapters = sum(config.rank_of(m.name) * (m.in_features + m.out_features) for m in chosen)
+    adapters = sum(m.experts * config.rank_of(m.name) * (m.in_features + m.out_features) for m in chosen)
     return adapters + _trained_in_full(facts, config, frozenset(m.name for m in chosen))
 
 
@@ -26,13 +27,11 @@ def module_names(facts: ModelFacts) -> ModuleNames:
     """The model's modules as selection sees them: those that hold parameters, and those that contain them."""
     modules = [matrix for matrix in facts.matrices if matrix.kind != "experts"]
     owners = [parameter.name.rpartition(".")[0] for parameter in facts.others]
-    fused: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for matrix in facts.experts:
-        owner, _, key = matrix.name.rpartition(".")
-        fused[owner] = ("fused experts", (*fused.get(owner, ("", ()))[1], key))
-    holders = [*(m.name for m in modules), *owners, *fused]
+    experts, fused = _experts(facts)
+    parts = [part for those in experts.values() for part in those]
+    holders = [*(m.name for m in facts.matrices if m.kind != "experts" or m.name in parts), *owners, *fused]
     names = list(dict.fromkeys(part for name in ("", *holders) for part in _within(name)))
-    refused = dict.fromkeys(names, "no linear layer")
+    refused = dict.fromkeys((name for name in names if name not in parts and name not in experts), "no linear layer")
     for matrix in modules:
         if matrix.role == "position":
             refused[matrix.name] = "position embeddings"
@@ -41,11 +40,25 @@ def module_names(facts: ModelFacts) -> ModuleNames:
     return ModuleNames(
         model=facts.architecture,
         modules=names,
-        linear=frozenset(matrix.name for matrix in facts.linear),
+        linear=frozenset((*(matrix.name for matrix in facts.linear), *parts)),
         refused=refused,
         holders=frozenset(holders),
-        fused=fused,
+        experts=experts,
+        fused={owner: ("fused experts", keys) for owner, keys in fused.items()},
         heads=frozenset(matrix.name for matrix in facts.heads),
+    )
+
+
+def _experts(facts: ModelFacts) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Modules of fused experts that can be adapted → the full names of their parameters; the others → the keys."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for matrix in facts.experts:
+        owner, _, key = matrix.name.rpartition(".")
+        keys[owner] = (*keys.get(owner, ()), key)
+    adaptable = {owner: found for owner, found in keys.items() if sorted(found) == sorted(EXPERT_PARAMETERS)}
+    return (
+        {owner: tuple(f"{owner}.{key}" for key in EXPERT_PARAMETERS) for owner in adaptable},
+        {owner: found for owner, found in keys.items() if owner not in adaptable},
     )
 
 

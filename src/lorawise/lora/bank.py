@@ -3,11 +3,12 @@
 y = base(x) + sᵢ · Bᵢ·Aᵢ·x for the rows of slot i.
 Shapes: x (n·rows, …, in), A (n, r, in), B (n, out, r). Short ranks are padded with zeros, and the padding stays zero:
 its part of u and of du is zero, so is its gradient. A slot that does not adapt this layer has rank 0 here.
+Where a layer holds a stack of matrices (fused experts), A and B have its size between n and the rest.
 A and B are fp32 masters (fp64 over an fp64 base), computed in the base's dtype.
 """
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,42 +31,50 @@ class BankLayer(Wrapper):
     """n ≥ 0 slots over one frozen layer. Abstract: one final class a kind of layer.
 
     in_width, out_width  of the layer, so that A is (n, r, in_width) and B (n, out_width, r)
+    stack                () for one matrix; (experts,) for fused experts: A is then (n, experts, r, in_width)
     ranks, scaling       of each slot at this layer; rank 0 where the slot leaves it alone
     """
 
-    stored_in_out: ClassVar[bool]  # whether the base keeps its weight as (in, out)
+    stored_in_out: bool  # whether the base keeps its weight as (in, out)
+    parameter: str = "weight"  # the base's, that is adapted
     lora_A: nn.Parameter  # noqa: N815 - the field's names
     lora_B: nn.Parameter  # noqa: N815
 
     def __init__(self, base_layer: nn.Module, name: str, routing: Routing) -> None:
         super().__init__(base_layer, name, routing)
-        self.in_width, self.out_width = self.widths(unwrapped(base_layer))
+        self.in_width, self.out_width = self.widths(unwrapped(base_layer), name)
+        self.stack = self.stacked(unwrapped(base_layer))
         self.ranks: tuple[int, ...] = ()
         self.scaling: tuple[float, ...] = ()
         self._scale_key: object = None
         self._scale: Tensor | None = None
         like = _master_like(unwrapped(base_layer))
-        self.lora_A = nn.Parameter(like.new_empty(0, 0, self.in_width), requires_grad=False)
-        self.lora_B = nn.Parameter(like.new_empty(0, self.out_width, 0), requires_grad=False)
+        self.lora_A = nn.Parameter(like.new_empty(0, *self.stack, 0, self.in_width), requires_grad=False)
+        self.lora_B = nn.Parameter(like.new_empty(0, *self.stack, self.out_width, 0), requires_grad=False)
 
     @staticmethod
-    def widths(base: nn.Module) -> tuple[int, int]:
-        """(in, out) of a base layer of this kind."""
+    def widths(base: nn.Module, name: str) -> tuple[int, int]:
+        """(in, out) of what is called `name` in a base layer of this kind."""
         raise NotImplementedError
+
+    @staticmethod
+    def stacked(base: nn.Module) -> tuple[int, ...]:
+        """How many matrices a base layer of this kind holds under one name, as a shape."""
+        return ()
 
     @classmethod
     def fresh(cls, base: nn.Module, name: str, config: LoraConfig) -> Slot:
         """A new slot for the base module called `name`: A and B drawn from (seed, name), as masters on its device."""
         like = _master_like(base)
-        rank, (in_width, out_width) = config.rank_of(name), cls.widths(base)
+        stack, rank, (in_width, out_width) = cls.stacked(base), config.rank_of(name), cls.widths(base, name)
         if like.is_meta:
-            return like.new_empty(rank, in_width), like.new_empty(out_width, rank)
-        A, B = cls.drawn(rank, in_width, out_width, config, generator_for(config.seed, name))
-        return A.to(like), B.to(like)
+            return like.new_empty(*stack, rank, in_width), like.new_empty(*stack, out_width, rank)
+        A, B = cls.drawn(rank * math.prod(stack), in_width, out_width, config, generator_for(config.seed, name))
+        return A.to(like).view(*stack, rank, in_width), B.to(like).view(*stack, out_width, rank)
 
     @staticmethod
     def drawn(rank: int, in_width: int, out_width: int, config: LoraConfig, generator: torch.Generator) -> Slot:
-        """How this kind of layer starts: A by `config.init`, B at zero."""
+        """How this kind of layer starts: A by `config.init`, B at zero. `rank` is that of the whole stack."""
         return INITS[config.init](rank, in_width, generator), torch.zeros(out_width, rank)
 
     def fill(self, slots: Sequence[Slot | None]) -> None:
@@ -74,18 +83,18 @@ class BankLayer(Wrapper):
         The parameters stay the same objects, and the same memory while their shape does not change; an optimizer that
         already holds state for another shape refuses loudly.
         """
-        self.ranks = tuple(0 if slot is None else slot[0].shape[0] for slot in slots)
+        self.ranks = tuple(0 if slot is None else slot[0].shape[-2] for slot in slots)
         self.scaling = tuple(
             0.0 if slot is None else config.scaling_of(self.name)
             for slot, config in zip(slots, self.routing.configs, strict=True)
         )
         longest = max(self.ranks, default=0)
-        A = self.lora_A.new_zeros(len(slots), longest, self.in_width, requires_grad=False)
-        B = self.lora_B.new_zeros(len(slots), self.out_width, longest, requires_grad=False)
+        A = self.lora_A.new_zeros(len(slots), *self.stack, longest, self.in_width, requires_grad=False)
+        B = self.lora_B.new_zeros(len(slots), *self.stack, self.out_width, longest, requires_grad=False)
         for i, slot in enumerate(slots):
             if slot is not None:
-                A[i, : self.ranks[i]].copy_(slot[0])
-                B[i, :, : self.ranks[i]].copy_(slot[1])
+                A[i, ..., : self.ranks[i], :].copy_(slot[0])
+                B[i, ..., : self.ranks[i]].copy_(slot[1])
         set_values(self.lora_A, A)
         set_values(self.lora_B, B)
 
@@ -94,7 +103,7 @@ class BankLayer(Wrapper):
         rank = self.ranks[i]
         if rank == 0:
             return None
-        return self.lora_A.detach()[i, :rank], self.lora_B.detach()[i, :, :rank]
+        return self.lora_A.detach()[i, ..., :rank, :], self.lora_B.detach()[i, ..., :rank]
 
     def delta_weight(self, mix: Sequence[tuple[int, float]]) -> Tensor | None:
         """Σ weight · factor · s · B·A, shaped as the base's weight, in the master's dtype; None: none is here."""
@@ -122,7 +131,7 @@ class BankLayer(Wrapper):
             scale = self.scaling[sole] * routing.factors[sole] / (keep[0] if keep else 1.0)
             if len(self.ranks) == 1:
                 return self.lora_A, self.lora_B, scale
-            return self.lora_A[sole : sole + 1, :rank], self.lora_B[sole : sole + 1, :, :rank], scale
+            return self.lora_A[sole : sole + 1, ..., :rank, :], self.lora_B[sole : sole + 1, ..., :rank], scale
         if routing.route.mode == "bank":
             return self.lora_A, self.lora_B, self._scales(keep or (1.0,) * routing.n)
         return self._stacked()
@@ -133,9 +142,9 @@ class BankLayer(Wrapper):
         here = [(i, weight) for i, weight in routing.route.mix if self.ranks[i]]
         if not here:
             return None
-        A = torch.cat([self.lora_A[i, : self.ranks[i]] for i, _ in here])
+        A = torch.cat([self.lora_A[i, ..., : self.ranks[i], :] for i, _ in here], dim=-2)
         B = torch.cat(
-            [self.lora_B[i, :, : self.ranks[i]] * (w * self.scaling[i] * routing.factors[i]) for i, w in here], dim=1
+            [self.lora_B[i, ..., : self.ranks[i]] * (w * self.scaling[i] * routing.factors[i]) for i, w in here], dim=-1
         )
         return A[None], B[None], 1.0
 
@@ -166,7 +175,7 @@ class LinearBank(BankLayer):
     stored_in_out = False
 
     @staticmethod
-    def widths(base: nn.Module) -> tuple[int, int]:
+    def widths(base: nn.Module, name: str) -> tuple[int, int]:
         assert isinstance(base, nn.Linear)
         return base.in_features, base.out_features
 
@@ -215,7 +224,7 @@ class Conv1DBank(LinearBank):
     stored_in_out = True
 
     @staticmethod
-    def widths(base: nn.Module) -> tuple[int, int]:
+    def widths(base: nn.Module, name: str) -> tuple[int, int]:
         rows, columns = base.get_parameter("weight").shape
         return rows, columns
 
@@ -237,7 +246,7 @@ class EmbeddingBank(BankLayer):
     stored_in_out = True
 
     @staticmethod
-    def widths(base: nn.Module) -> tuple[int, int]:
+    def widths(base: nn.Module, name: str) -> tuple[int, int]:
         assert isinstance(base, nn.Embedding)
         return base.num_embeddings, base.embedding_dim
 

@@ -1,5 +1,6 @@
 """How many parameters train: the guide's line."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -30,7 +31,7 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     adds its copies to the total, and a trained bias does not."""
     base = sum(_values(parameter) for _, parameter in base_parameters(model))
     low_rank = sum(
-        rank * (layer.in_width + layer.out_width)
+        math.prod(layer.stack) * rank * (layer.in_width + layer.out_width)
         for layer in layers_of(model, BankLayer).values()
         for rank in layer.ranks
     )

@@ -6,6 +6,7 @@ With e one of the k experts a token's router chose, w its weight, W₁ gate and 
 
 Shapes: x (T, hidden), index and weights (T, k), A (E, r, in), B (E, out, r); rows S = T·k. A model's own class says how
 its weights lie (transposed, with biases, gate and up interleaved) and how the gate is applied; it is asked, not copied.
+With m adapters side by side A is (m·E, r, in) and B (m·E, out, r), and the i-th m-th of the tokens takes the i-th E.
 
 Saved for backward: x, weights, g (S, 2·inner), A₁·x and A₂·h (S, r each), and A and sB in the compute dtype. Neither
 sorted copies of x, nor h, nor an expert's output, nor any delta of E·out·in values: h is computed again from g, and
@@ -25,15 +26,17 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lorawise.base.errors import AdapterError
+from lorawise.lora.product import Scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExpertUpdate:
-    """What is added to every expert of one fused parameter: s · B·A with A (E, r, in) and B (E, out, r)."""
+    """What is added to every expert of one fused parameter: s · B·A with A (E, r, in) and B (E, out, r), s a number or
+    (E, 1, 1)."""
 
     A: Tensor
     B: Tensor
-    scaling: float
+    scaling: Scale
 
     def __post_init__(self) -> None:
         a, b = tuple(self.A.shape), tuple(self.B.shape)
@@ -47,34 +50,43 @@ class _Frozen:
 
     weight: Tensor
     bias: Tensor | None
-    scaling: float
+    scaling: Scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sorted:
-    """Rows in the order of their experts: `order` (S) into the T·k pairs, `token` (S) into T, `counts` an expert."""
+    """Rows in the order of their adapters' experts: `order` (S) into the T·k pairs, `token` (S) into T, `counts` for
+    each of the m·E, of which `experts` have weights of their own."""
 
     order: Tensor
     token: Tensor
     counts: Sequence[int]
+    experts: int
 
-    def experts(self) -> Iterator[tuple[int, slice, Tensor]]:
-        """(expert, its rows among the sorted, their tokens) of the experts that some row reached."""
+    def reached(self) -> Iterator[tuple[int, int, slice, Tensor]]:
+        """(adapter's expert, expert, its rows among the sorted, their tokens) of those that some row reached."""
         start = 0
-        for e, count in enumerate(self.counts):
+        for i, count in enumerate(self.counts):
             rows = slice(start, start + count)
             if count:
-                yield e, rows, self.token[rows]
+                yield i, i % self.experts, rows, self.token[rows]
             start += count
 
 
 def adapted_experts(
-    experts: nn.Module, x: Tensor, index: Tensor, weights: Tensor, *, gate_up: ExpertUpdate, down: ExpertUpdate
+    experts: nn.Module,
+    x: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    *,
+    gate_up: ExpertUpdate | None,
+    down: ExpertUpdate | None,
 ) -> Tensor:
-    """y (T, hidden) of a transformers experts module with both its projections updated.
+    """y (T, hidden) of a transformers experts module with one or both of its projections updated.
 
     Gradients reach x, the routing weights and the factors, the latter in their masters' dtype. `AdapterError` for
-    experts without a gate, with a norm of their own, or spread over devices.
+    experts without a gate, with a norm of their own, or spread over devices, and for tokens that m adapters cannot
+    share evenly.
     """
     if not experts.has_gate or experts._is_expert_parallel or experts.has_post_expert_norm:
         raise AdapterError(
@@ -83,25 +95,46 @@ def adapted_experts(
             expected="gated experts, fused as gate_up_proj and down_proj, whole on one device",
             cure="target attention (the preset 'attention' or 'qv')",
         )
-    rows = _sorted(index, gate_up.A.shape[0])
-    first, second = _frozen(experts, "gate_up_proj", gate_up), _frozen(experts, "down_proj", down)
+    some = down if gate_up is None else gate_up
+    assert some is not None, "without any update the experts' own forward is asked"
+    first, gate_up = _frozen(experts, "gate_up_proj", gate_up, some)
+    second, down = _frozen(experts, "down_proj", down, some)
+    rows = _sorted(index, experts=len(first.weight), adapters=len(some.A) // len(first.weight))
     y: Tensor = _AdaptedExperts.apply(  # type: ignore[no-untyped-call]
         x, weights, gate_up.A, gate_up.B, down.A, down.B, first, second, experts._apply_gate, rows
     )
     return y
 
 
-def _sorted(index: Tensor, count: int) -> _Sorted:
+def _sorted(index: Tensor, *, experts: int, adapters: int) -> _Sorted:
+    tokens, chosen = index.shape
     flat = index.reshape(-1)
+    if adapters > 1:
+        if tokens % adapters:
+            raise AdapterError(
+                f"{tokens} tokens for {adapters} slots",
+                expected="the same number of tokens for every slot, slot after slot along the first dimension",
+                cure="repeat the rows for each slot, or choose one adapter: adapters.use(name)",
+            )
+        slot = torch.arange(adapters, device=index.device)
+        flat = flat + slot.repeat_interleave(tokens // adapters * chosen) * experts
     order = torch.argsort(flat, stable=True)
-    counts: list[int] = torch.bincount(flat, minlength=count).tolist()
-    return _Sorted(order=order, token=order // index.shape[-1], counts=counts)
+    counts: list[int] = torch.bincount(flat, minlength=adapters * experts).tolist()
+    return _Sorted(order=order, token=order // chosen, counts=counts, experts=experts)
 
 
-def _frozen(experts: nn.Module, key: str, update: ExpertUpdate) -> _Frozen:
-    weight = experts.get_parameter(key)
+def _frozen(
+    experts: nn.Module, key: str, update: ExpertUpdate | None, other: ExpertUpdate
+) -> tuple[_Frozen, ExpertUpdate]:
+    """A projection, and its update: one of rank 0 when only the other projection has any."""
+    stored: Tensor = experts.get_parameter(key)
+    weight = stored.mT if experts.is_transposed else stored
     bias = experts.get_parameter(f"{key}_bias") if experts.has_bias else None
-    return _Frozen(weight=weight.mT if experts.is_transposed else weight, bias=bias, scaling=update.scaling)
+    if update is None:
+        count, (out_width, in_width) = len(other.A), weight.shape[1:]
+        A, B = other.A.new_empty(count, 0, in_width), other.B.new_empty(count, out_width, 0)
+        update = ExpertUpdate(A=A, B=B, scaling=1.0)
+    return _Frozen(weight=weight, bias=bias, scaling=update.scaling), update
 
 
 class _AdaptedExperts(Function):
@@ -125,11 +158,11 @@ class _AdaptedExperts(Function):
         g = x.new_empty(size, first.weight.shape[1])
         u1, u2 = x.new_empty(size, a1.shape[1]), x.new_empty(size, a2.shape[1])
         y = torch.zeros_like(x)
-        for e, rows, token in sorted_rows.experts():
-            _project(x[token], e, first, a1, b1, u=u1[rows], y=g[rows])
+        for i, e, rows, token in sorted_rows.reached():
+            _project(x[token], e, first, a1[i], b1[i], u=u1[rows], y=g[rows])
             h = gate(g[rows])
             out = x.new_empty(len(h), second.weight.shape[1])
-            _project(h, e, second, a2, b2, u=u2[rows], y=out)
+            _project(h, e, second, a2[i], b2[i], u=u2[rows], y=out)
             y.index_add_(0, token, (out * share[rows]).to(x.dtype))
         ctx.save_for_backward(x, weights, g, u1, u2, a1, b1, a2, b2)
         ctx.first, ctx.second, ctx.gate, ctx.rows, ctx.masters = first, second, gate, sorted_rows, A1.dtype
@@ -145,22 +178,22 @@ class _AdaptedExperts(Function):
         dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         dshare = torch.empty_like(share)
         dA1, dB1, dA2, dB2 = (torch.zeros_like(t, dtype=ctx.masters) for t in (a1, b1, a2, b2))
-        for e, rows, token in ctx.rows.experts():
+        for i, e, rows, token in ctx.rows.reached():
             out = dy[token]
             h, dg_of = _gated(ctx.gate, g[rows])
-            du2 = out @ b2[e]
-            dh = torch.addmm(out @ second.weight[e], du2, a2[e])
+            du2 = out @ b2[i]
+            dh = torch.addmm(out @ second.weight[e], du2, a2[i])
             dshare[rows] = (dh * h).sum(-1, keepdim=True)
             if second.bias is not None:
                 dshare[rows] += (out @ second.bias[e])[:, None]
-            dA2[e] = (du2 * share[rows]).mT @ h
-            dB2[e] = (out * share[rows]).mT @ u2[rows]
+            dA2[i] = (du2 * share[rows]).mT @ h
+            dB2[i] = (out * share[rows]).mT @ u2[rows]
             dg = dg_of(dh.mul_(share[rows]))
-            du1 = dg @ b1[e]
-            dA1[e] = du1.mT @ x[token]
-            dB1[e] = dg.mT @ u1[rows]
+            du1 = dg @ b1[i]
+            dA1[i] = du1.mT @ x[token]
+            dB1[i] = dg.mT @ u1[rows]
             if dx is not None:
-                dx.index_add_(0, token, torch.addmm(dg @ first.weight[e], du1, a1[e]))
+                dx.index_add_(0, token, torch.addmm(dg @ first.weight[e], du1, a1[i]))
         dweights = torch.empty(order.shape, dtype=weights.dtype, device=weights.device)
         dweights[order] = dshare[:, 0].to(weights.dtype)
         dB1.mul_(first.scaling)
@@ -169,10 +202,10 @@ class _AdaptedExperts(Function):
 
 
 def _project(x: Tensor, e: int, frozen: _Frozen, a: Tensor, b: Tensor, *, u: Tensor, y: Tensor) -> None:
-    """u = x·Aₑᵀ and y = x·Wₑᵀ + u·(sBₑ)ᵀ + bₑ, written where the caller keeps them."""
-    torch.mm(x, a[e].mT, out=u)
+    """u = x·Aᵀ and y = x·Wₑᵀ + u·(sB)ᵀ + bₑ, written where the caller keeps them."""
+    torch.mm(x, a.mT, out=u)
     torch.mm(x, frozen.weight[e].mT, out=y)
-    y.addmm_(u, b[e].mT)
+    y.addmm_(u, b.mT)
     if frozen.bias is not None:
         y.add_(frozen.bias[e])
 

@@ -15,9 +15,9 @@ from lorawise.lora.full_modules import full_parameters_of
 from lorawise.lora.merge import forget_base, unmerge
 from lorawise.lora.routing import BANK, BASE, Routing, single
 from lorawise.lora.slots import hold, require_fit
-from lorawise.lora.targets import bank_kind, target_modules
+from lorawise.lora.targets import bank_kind, places, target_modules
 from lorawise.lora.weights import AdapterWeights, Task
-from lorawise.lora.wrapping import Wrapper, base_modules, base_parameters
+from lorawise.lora.wrapping import Wrapper, base_parameters
 
 
 def inject(
@@ -83,7 +83,7 @@ def adapters_of(model: nn.Module) -> Adapters:
 def fresh_adapter(model: nn.Module, config: LoraConfig) -> AdapterWeights:
     """What `config` starts from on this model: A and B drawn from its seed, copies of what it trains in full."""
     targets = target_modules(model, config)
-    modules = dict(base_modules(model))
+    modules = places(model)
     layers = {}
     for name in targets:
         kind = bank_kind(modules[name])

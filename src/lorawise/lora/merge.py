@@ -65,7 +65,7 @@ def _merged_values(model: nn.Module, layers: Sequence[BankLayer], mix: Mix) -> I
     for layer in layers:
         delta = layer.delta_weight(mix)
         if delta is not None:
-            weight = unwrapped(layer).get_parameter("weight")
+            weight = unwrapped(layer).get_parameter(layer.parameter)
             merged = (weight.detach().to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
             if not merged.is_meta and not torch.isfinite(merged).all():
                 raise AdapterError(
@@ -73,7 +73,7 @@ def _merged_values(model: nn.Module, layers: Sequence[BankLayer], mix: Mix) -> I
                     expected="finite A, B and base weights",
                     cure="the adapter diverged, or is too strong for fp16: check it, or open the base in bfloat16",
                 )
-            yield layer, "weight", merged
+            yield layer, layer.parameter, merged
     for full in layers_of(model, FullLayer).values():
         for key, copy in full.chosen([i for i, _ in mix]).items():
             yield full, key, copy.detach().to(unwrapped(full).get_parameter(key).dtype, copy=True)
@@ -81,9 +81,9 @@ def _merged_values(model: nn.Module, layers: Sequence[BankLayer], mix: Mix) -> I
 
 def _refuse_quantised(layers: Sequence[BankLayer]) -> None:
     for layer in layers:
-        weight = unwrapped(layer).get_parameter("weight")
+        weight = unwrapped(layer).get_parameter(layer.parameter)
         expected = (layer.in_width, layer.out_width) if layer.stored_in_out else (layer.out_width, layer.in_width)
-        if not weight.is_floating_point() or tuple(weight.shape) != expected:
+        if not weight.is_floating_point() or tuple(weight.shape) != (*layer.stack, *expected):
             raise AdapterError(
                 f"{layer.name} is quantised ({type(unwrapped(layer)).__name__}, {weight.dtype})",
                 expected="base weights in float32, bfloat16 or float16",

@@ -8,13 +8,17 @@
     names       the whole module name or its last components, as in PEFT; every name must match something
     a regex     matched against the whole module name, as in PEFT; limited in length and time, since files bring it
 
+The experts of a mixture are linear layers too, though they lie in two fused parameters: `mlp` and `all-linear` mean
+them, `experts.gate_up_proj` names one of the two, `experts` both. Routers are in no preset: they stay frozen unless
+named.
+
 A real model (`lora/targets.py`) and a model known by its shapes alone (`facts/targets.py`) are both asked this way, so
 that what is planned is what is trained. What is meant must be what moves: a module that is meant but cannot be adapted
 is refused by name, never skipped.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorawise.base.errors import AdapterError, ConfigError, nearest
@@ -22,6 +26,7 @@ from lorawise.base.patterns import full_match
 from lorawise.base.roles import ATTENTION_ROLES, role_of
 from lorawise.lora.config import PRESETS, LoraConfig
 
+EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")  # of fused experts that can be adapted
 _ROLES = {"qv": frozenset({"q", "v", "qkv"}), "attention": ATTENTION_ROLES, "mlp": frozenset({"mlp"})}
 
 
@@ -35,7 +40,8 @@ class ModuleNames:
     refused   module → why it cannot be adapted, "a LlamaMLP"; what is neither linear nor here is an embedding, which
               can be adapted when it is named
     holders   modules with parameters of their own
-    fused     module of fused 3-D experts → (its class, the names of those parameters)
+    experts   module of fused experts → the full names of its parameters, which are adapted as linear layers are
+    fused     module of fused 3-D experts that cannot be adapted → (its class, the names of those parameters)
     heads     the output head, which presets leave alone
     """
 
@@ -44,11 +50,22 @@ class ModuleNames:
     linear: frozenset[str]
     refused: Mapping[str, str]
     holders: frozenset[str]
+    experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     heads: frozenset[str] = frozenset()
 
     def linear_in_order(self) -> list[str]:
-        return [name for name in self.modules if name in self.linear and name not in self.heads]
+        """What presets choose from: neither the output head nor routers."""
+        chosen = self.linear - self.heads
+        return [name for name in self.modules if name in chosen and role_of(name) != "router"]
+
+    def parts(self) -> frozenset[str]:
+        """The parameters of fused experts, by their full names."""
+        return frozenset(part for parts in self.experts.values() for part in parts)
+
+    def spread(self, chosen: Iterable[str]) -> list[str]:
+        """`chosen` with each module of fused experts replaced by its parameters, nothing twice."""
+        return list(dict.fromkeys(part for name in chosen for part in self.experts.get(name, (name,))))
 
     def leaves(self) -> set[str]:
         """The last components of the linear layers' names, as people write them into target_modules."""
@@ -79,6 +96,12 @@ def selected_names(names: ModuleNames, config: LoraConfig) -> list[str]:
             expected="at least one, after exclude_modules, layers and modules_to_save took theirs away",
             cure=f"its linear layers are called {', '.join(sorted(names.leaves()))}",
         )
+    if config.dropout and (experts := [name for name in chosen if name in names.parts()]):
+        raise ConfigError(
+            f"dropout={config.dropout:g} on fused experts: {_listed(experts)}",
+            expected="dropout 0 there, in PEFT too: nothing that reads the adapter applies it to them",
+            cure="set dropout to 0, or leave the experts out: exclude_modules: [experts]",
+        )
     return chosen
 
 
@@ -97,7 +120,7 @@ Admits = Callable[[str], bool]
 
 def _admission(names: ModuleNames, config: LoraConfig) -> Admits:
     """Whether a module name survives exclude_modules, modules_to_save and layers."""
-    known = list(names.modules)
+    known, parts = list(names.modules), names.parts()
     excluded: set[str] = set()
     if isinstance(config.exclude_modules, str):
         excluded = {name for name in known if full_match(config.exclude_modules, name)}
@@ -107,9 +130,10 @@ def _admission(names: ModuleNames, config: LoraConfig) -> Admits:
             _require(found, wanted, known, "exclude_modules")
             excluded |= found
     for wanted in config.modules_to_save:
-        found = {name for name in known if called_within(name, wanted)}
+        found = {name for name in known if called_within(name, wanted) and name not in parts}
         _require(found, wanted, known, "modules_to_save")
         excluded |= found
+    excluded |= {*names.spread(excluded)}
     layers = None if config.layers is None else frozenset(config.layers)
     if layers is not None:
         indices = {index for name in known if (index := layer_index(name)) is not None}
@@ -142,7 +166,8 @@ def _by_regex(names: ModuleNames, pattern: str, admits: Admits) -> list[str]:
             else nearest(pattern, [*PRESETS, *names.leaves()]),
         )
     _refuse_fused([name for name in matched if name in names.fused], names, f"target_modules={_shown(pattern)}")
-    return _adaptable(names, [name for name in matched if name in names.holders], pattern)
+    meant = [name for name in names.spread(matched) if name in names.holders and admits(name)]
+    return _adaptable(names, meant, pattern)
 
 
 def _by_names(names: ModuleNames, wanted: Sequence[str], admits: Admits) -> list[str]:
@@ -153,7 +178,8 @@ def _by_names(names: ModuleNames, wanted: Sequence[str], admits: Admits) -> list
         _refuse_fused([full for full in experts if admits(full)], names, f"the target '{name}'")
         if not experts:
             _require(matched, name, names.adaptable_leaves(), "target_modules")
-        chosen.update(_adaptable(names, [full for full in matched if admits(full) and full not in names.fused], name))
+        meant = [full for full in names.spread(matched) if admits(full) and full not in names.fused]
+        chosen.update(_adaptable(names, meant, name))
     return [full for full in names.modules if full in chosen]
 
 
@@ -163,7 +189,7 @@ def _adaptable(names: ModuleNames, matched: Sequence[str], wanted: str) -> list[
     if refused:
         raise AdapterError(
             f"target_modules={_shown(wanted)} selects what cannot be adapted: {_listed(refused)}",
-            expected="linear layers, GPT-2's Conv1D, or token embeddings",
+            expected="linear layers, GPT-2's Conv1D, fused experts, or token embeddings",
             cure=f"name linear layers ({', '.join(sorted(names.leaves()))}), or train it whole with modules_to_save",
         )
     return list(matched)
@@ -173,7 +199,8 @@ def _refuse_fused(matched: Sequence[str], names: ModuleNames, what: str) -> None
     if matched:
         raise AdapterError(
             f"{what} means the fused experts of this model: {_listed([f'{n} ({names.fused[n][0]})' for n in matched])}",
-            expected="layers that are modules of their own; fused 3-D experts cannot be adapted yet",
+            expected="gated experts that transformers computes through its experts interface, or layers that are "
+            "modules of their own",
             cure="target attention (the preset 'attention' or 'qv'), or leave them out: exclude_modules: [experts]",
         )
 

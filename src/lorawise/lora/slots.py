@@ -13,15 +13,20 @@ from torch import Tensor, nn
 
 from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.lora.bank import BankLayer, Conv1DBank, EmbeddingBank
+from lorawise.lora.experts_bank import ExpertsBank
 from lorawise.lora.full_modules import FullLayer
 from lorawise.lora.routing import Routing
-from lorawise.lora.targets import bank_kind, target_modules
+from lorawise.lora.targets import bank_kind, places, places_of, target_modules
 from lorawise.lora.weights import AdapterWeights, LayerKind
 from lorawise.lora.wrapping import Wrapper, base_modules, base_parameters, layers_of, replace_children
 
 Held = Mapping[str, AdapterWeights]  # adapter name → what it holds, in the order of the slots
 _SHOWN = 8  # strangers listed by name; the search for the nearest name is not free
-_KINDS: Mapping[type[BankLayer], LayerKind] = {Conv1DBank: "conv1d", EmbeddingBank: "embedding"}
+_KINDS: Mapping[type[BankLayer], LayerKind] = {
+    Conv1DBank: "conv1d",
+    EmbeddingBank: "embedding",
+    ExpertsBank: "experts",
+}
 
 
 def held(model: nn.Module, routing: Routing) -> dict[str, AdapterWeights]:
@@ -51,16 +56,18 @@ def hold(model: nn.Module, routing: Routing, adapters: Held) -> None:
     parts = [_by_module(weights.full) for weights in adapters.values()]
     replacements: dict[nn.Module, nn.Module] = {}
     for name, base in base_modules(model):
-        slots = [weights.layers.get(name) for weights in adapters.values()]
         copies = [part.get(name, {}) for part in parts]
-        outer: nn.Module = banks.get(name, full.get(name, base))
+        outer: nn.Module = full.get(name, base)
         inner: nn.Module = base
         if any(copies):
             inner = _over(base, full.get(name) or FullLayer(base, name, routing))
             inner.fill(copies)
-        if any(slot is not None for slot in slots):
-            inner = _over(inner, banks.get(name) or _bank(base, name, routing))
-            inner.fill(slots)
+        for place in places_of(name, base):
+            slots = [weights.layers.get(place) for weights in adapters.values()]
+            outer = banks.get(place, outer)
+            if any(slot is not None for slot in slots):
+                inner = _over(inner, banks.get(place) or _bank(base, place, routing))
+                inner.fill(slots)
         if inner is not outer:
             replacements[outer] = inner
     replace_children(model, replacements)
@@ -68,7 +75,7 @@ def hold(model: nn.Module, routing: Routing, adapters: Held) -> None:
 
 def misfits(model: nn.Module, weights: AdapterWeights) -> list[str]:
     """Why an adapter does not fit a model, module by module; empty when it does."""
-    modules = dict(base_modules(model))
+    modules = places(model)
     problems = [] if weights.layers or weights.full else ["it holds no tensors"]
     strangers = [name for name in weights.layers if name not in modules]
     if strangers and len(strangers) == len(weights.layers):
@@ -83,11 +90,11 @@ def misfits(model: nn.Module, weights: AdapterWeights) -> list[str]:
         if kind is None:
             problems.append(f"{name}: not adaptable")
             continue
-        rank, (in_width, out_width) = weights.config.rank_of(name), kind.widths(modules[name])
-        if (tuple(A.shape), tuple(B.shape)) != ((rank, in_width), (out_width, rank)):
-            problems.append(
-                f"{name}: A {_shape(A)} and B {_shape(B)}, expected ({rank}, {in_width}) and ({out_width}, {rank})"
-            )
+        rank, (in_width, out_width) = weights.config.rank_of(name), kind.widths(modules[name], name)
+        stack = kind.stacked(modules[name])
+        expected = (*stack, rank, in_width), (*stack, out_width, rank)
+        if (tuple(A.shape), tuple(B.shape)) != expected:
+            problems.append(f"{name}: A {_shape(A)} and B {_shape(B)}, expected {expected[0]} and {expected[1]}")
     own = dict(base_parameters(model, tied_once=False))
     for name, value in weights.full.items():
         if name not in own:

@@ -1,4 +1,8 @@
-"""Which modules of a real model an adapter adapts; what a setting means by its names is in `lora/selection.py`."""
+"""Which modules of a real model an adapter adapts; what a setting means by its names is in `lora/selection.py`.
+
+A layer's fused experts are one module with two parameters, each adapted under its own name
+(`model.layers.0.mlp.experts.gate_up_proj`): that name is a *place*, as a linear layer's is.
+"""
 
 from collections.abc import Iterator
 
@@ -7,7 +11,8 @@ from torch import nn
 from lorawise.base.roles import role_of
 from lorawise.lora.bank import BankLayer, Conv1DBank, EmbeddingBank, LinearBank
 from lorawise.lora.config import LoraConfig
-from lorawise.lora.selection import ModuleNames, selected_names
+from lorawise.lora.experts_bank import ExpertsBank, adaptable_experts
+from lorawise.lora.selection import EXPERT_PARAMETERS, ModuleNames, selected_names
 from lorawise.lora.wrapping import base_modules, unwrapped
 
 _CLASSIFIERS = ("score", "classifier")
@@ -21,7 +26,19 @@ def bank_kind(module: nn.Module) -> type[BankLayer] | None:
         return EmbeddingBank
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return Conv1DBank
-    return None
+    return ExpertsBank if adaptable_experts(module) else None
+
+
+def places_of(name: str, module: nn.Module) -> tuple[str, ...]:
+    """The names under which one base module can be adapted: its own, or its parameters' for fused experts."""
+    if bank_kind(module) is ExpertsBank:
+        return tuple(f"{name}.{key}" for key in EXPERT_PARAMETERS)
+    return (name,)
+
+
+def places(model: nn.Module) -> dict[str, nn.Module]:
+    """Every place of the base model, in model order, and the module that it is in."""
+    return {place: module for name, module in base_modules(model) for place in places_of(name, module)}
 
 
 def target_modules(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -32,13 +49,16 @@ def target_modules(model: nn.Module, config: LoraConfig) -> list[str]:
 def module_names(model: nn.Module) -> ModuleNames:
     """The base model's modules as selection sees them, as if it had never been injected."""
     modules = dict(base_modules(model))
-    kinds = {name: bank_kind(module) for name, module in modules.items()}
+    parts = {name: places_of(name, module) for name, module in modules.items() if bank_kind(module) is ExpertsBank}
+    named = places(model)
+    kinds = {name: bank_kind(module) for name, module in named.items()}
     return ModuleNames(
         model=type(model).__name__,
-        modules=list(modules),
+        modules=[part for name in modules for part in (name, *parts.get(name, ()))],
         linear=frozenset(name for name, kind in kinds.items() if kind not in (None, EmbeddingBank)),
-        refused={name: reason for name, module in modules.items() if (reason := _refusal(name, module))},
-        holders=frozenset(name for name, module in modules.items() if _holds_parameters(module)),
+        refused={name: reason for name, module in named.items() if (reason := _refusal(name, module))},
+        holders=frozenset(name for name, module in named.items() if _holds_parameters(module)),
+        experts=parts,
         fused={name: (type(m).__name__, _expert_keys(m)) for name, m in modules.items() if _fused_experts(m)},
         heads=frozenset(_heads(model, modules)),
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch  # noqa: F401 - for the text below
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
-LayerKind = Literal["linear", "conv1d", "embedding"]
+LayerKind = Literal["linear", "conv1d", "embedding", "experts"]
 T = TypeVar("T")
 
 
@@ -24,7 +24,8 @@ class Weights(Generic[T]):
     """Unpadded tensors of one adapter.
 
     layers  module name → (A (r, in), B (out, r)); r is the module's own rank. An embedding has in = its rows
-            (A (r, vocabulary)) and out = its width
+            (A (r, vocabulary)) and out = its width. Fused experts are named by their parameter,
+            `….experts.gate_up_proj` → (A (experts, r, in), B (experts, out, r))
     kinds   module name → what is frozen there; a name not listed is `linear`. Disk formats need it, answers do not
     full    parameter name → tensor: `modules_to_save` and trained biases, by their names in the base model
     """

@@ -5,6 +5,7 @@ What the fields mean in PEFT 0.21 (tests/parity holds us to it):
                                 `(.*\\.)?(key)`, matches the whole module name; else the global ones
     scaling of a module         lora_alpha / r, with use_rslora lora_alpha / √r
     target_modules              a list: the whole name, or its last components; a string: a regex on the whole name
+    target_parameters           names of bare parameters (here of fused experts), whole or their last components
 Read, it is input from strangers: every field's type is checked, and what we cannot represent is refused by name.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.base.patterns import full_match
 from lorawise.lora.config import PRESETS, LoraConfig, pattern_matches
+from lorawise.lora.selection import EXPERT_PARAMETERS
 from lorawise.lora.weights import StoredAdapter, Task
 
 WRITTEN_FOR = "0.21.2"  # the PEFT release whose fields we write
@@ -26,7 +28,6 @@ _UNSUPPORTED: dict[str, tuple[str, str]] = {
     "use_dora": ("DoRA (a trained magnitude per output)", _MERGE),
     "lora_bias": ("a trained bias on lora_B", _MERGE),
     "alora_invocation_tokens": ("aLoRA (active only after its invocation tokens)", "serve it with PEFT or vLLM"),
-    "target_parameters": ("LoRA on bare parameters, such as fused experts", _MERGE),
     "trainable_token_indices": ("single trained rows of the embedding", _MERGE),
     "layer_replication": ("replicated layers", "use the replicated model PEFT builds"),
     "megatron_config": ("Megatron's parallel layers", "convert it to transformers' layers with Megatron's tools"),
@@ -83,6 +84,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "use_rslora": ("true or false", lambda v: v is None or isinstance(v, bool)),
     "bias": ("none, all or lora_only", lambda v: v is None or isinstance(v, str)),
     "target_modules": ("names or one regex", lambda v: v is None or isinstance(v, str) or _is_names(v)),
+    "target_parameters": ("names", lambda v: v is None or _is_names(v)),
     "exclude_modules": ("names or one regex", lambda v: v is None or isinstance(v, str) or _is_names(v)),
     "modules_to_save": ("names", lambda v: v is None or _is_names(v)),
     "layers_to_transform": ("layer indices", lambda v: v is None or _is_indices(v)),
@@ -101,6 +103,7 @@ def to_peft(weights: StoredAdapter, *, base: str, modules: Iterable[str] = ()) -
     """
     config = weights.config
     names = list(weights.layers)
+    experts = [name for name in names if weights.kinds.get(name) == "experts"]
     ordered = config.replace(
         rank_pattern=dict(sorted(config.rank_pattern.items())), alpha_pattern=dict(sorted(config.alpha_pattern.items()))
     )
@@ -116,7 +119,8 @@ def to_peft(weights: StoredAdapter, *, base: str, modules: Iterable[str] = ()) -
         "lora_alpha": _plain(config.alpha),
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
-        "target_modules": _targets(names, modules),
+        "target_modules": _targets([name for name in names if name not in experts], modules),
+        "target_parameters": _targets(experts, _parameters(modules)) or None,
         "exclude_modules": None,
         "rank_pattern": _in_any_order(config.rank_pattern, LoraConfig.rank_of, names, config, ordered),
         "alpha_pattern": _in_any_order(config.alpha_pattern, LoraConfig.alpha_of, names, config, ordered),
@@ -220,6 +224,8 @@ def listing(names: Sequence[str], limit: int = 8) -> str:
 
 def _selection(fields: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
     targets, indices = fields.get("target_modules"), fields.get("layers_to_transform")
+    if fields.get("target_parameters"):
+        return {"target_modules": tuple(modules)}
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = "all-linear"
     elif not targets or fields.get("layers_pattern"):
@@ -248,6 +254,11 @@ def _targets(names: Sequence[str], modules: Iterable[str]) -> list[str]:
         return list(names)
     taken = {suffix for other in others for suffix in _suffixes(other)}
     return list(dict.fromkeys(next((s for s in _suffixes(name) if s not in taken), name) for name in names))
+
+
+def _parameters(modules: Iterable[str]) -> list[str]:
+    """What every module's parameters would be called if it were one of fused experts."""
+    return [f"{module}.{key}" for module in modules if module for key in EXPERT_PARAMETERS]
 
 
 def _suffixes(name: str) -> list[str]:

@@ -22,8 +22,9 @@ from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.card import model_card
+from lorawise.store.expert_layout import stacked
 from lorawise.store.peft_config import check_fields, from_peft, saved_module, task_of, to_peft
-from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite, kinds_of, sort_keys, to_keys
+from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite, kinds_of, pairs_of, sort_keys, to_keys
 from lorawise.store.provenance import Provenance, record_of, setting_of, verified
 
 CONFIG, TENSORS, PROVENANCE, CARD = "adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"
@@ -86,7 +87,7 @@ def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -
     check_shapes(keys, tensors, config)
     return StoredAdapter(
         config=config,
-        layers={name: (tensors[a], tensors[b]) for name, (a, b) in keys.layers.items()},
+        layers=pairs_of(keys, tensors, config, fields),
         full={name: tensors[key] for name, key in keys.full.items()},
         kinds=kinds_of(keys, fields),
         task=task_of(fields),
@@ -101,11 +102,11 @@ def _held(file: SafetensorsFile, key: str) -> StoredTensor:
 def _named(file: SafetensorsFile, keys: Iterable[str], weights: StoredAdapter) -> StoredAdapter:
     """`weights` with every tensor as `file` holds it; `keys` are the file's, in the order of `to_keys`."""
     tensors = iter([file.tensor(key) for key in keys])
-    return replace(
-        weights,
-        layers={name: (next(tensors), next(tensors)) for name in weights.layers},
-        full={name: next(tensors) for name in weights.full},
-    )
+    layers = {name: (next(tensors), next(tensors)) for name in weights.layers}
+    for name in layers:
+        if weights.kinds.get(name) == "experts":
+            layers[name] = stacked(layers[name], weights.config.rank_of(name))
+    return replace(weights, layers=layers, full={name: next(tensors) for name in weights.full})
 
 
 def read_history(folder: Path, weights: StoredAdapter) -> Provenance | None:

@@ -2,6 +2,7 @@
 
     base_model.model.<module>.lora_A.weight (r, in), .lora_B.weight (out, r)
     base_model.model.<module>.lora_embedding_A (r, rows), .lora_embedding_B (width, r)
+    base_model.model.<experts>[.base_layer].lora_A.weight, .lora_B.weight      of fused experts (`expert_layout`)
     base_model.model.<parameter>               of modules_to_save and of trained biases
     base_model.model.<module>.base_layer.bias  a trained bias of an adapted module
 
@@ -20,6 +21,7 @@ from lorawise.base.safetensors import TensorHeader
 from lorawise.base.tensors import StoredTensor
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.weights import LayerKind, StoredAdapter
+from lorawise.store.expert_layout import flattened, is_stack, key_of, places_of, stacked, turned_owners
 from lorawise.store.peft_config import listing, saved_module, task_of
 
 PREFIX = "base_model.model."
@@ -32,9 +34,10 @@ DAMAGED = "copy the folder again from where the adapter was trained"
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """What the file's keys are: module → its A and B, parameter → its tensor."""
+    """What the file's keys are: module → its A and B, parameter → its tensor. Experts are named by their parameter."""
 
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    experts: frozenset[str] = frozenset()
     full: dict[str, str] = field(default_factory=dict)
     embeddings: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
@@ -44,13 +47,18 @@ def to_keys(weights: StoredAdapter) -> dict[str, StoredTensor]:
     """key → tensor; refuses weights that could not be read back, NaN and infinity when their turn to be read comes."""
     config, tensors, problems = weights.config, dict[str, StoredTensor](), list[str]()
     for module, (a, b) in weights.layers.items():
-        rank = config.rank_of(module)
-        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        rank, kind = config.rank_of(module), weights.kinds.get(module)
+        dims = 3 if kind == "experts" else 2
+        if len(a.shape) != dims or len(b.shape) != dims or a.shape[-2] != rank or b.shape[-1] != rank:
             problems.append(f"{module} has A {a.shape} and B {b.shape}, its rank is {rank}")
-        names = ("lora_embedding_A", "lora_embedding_B")
-        if weights.kinds.get(module) != "embedding":
-            names = ("lora_A.weight", "lora_B.weight")
-        tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in zip(names, (a, b), strict=True)}
+            continue
+        key, pair = module, (a, b)
+        if kind == "experts":
+            key, pair = key_of(module, weights.layers), flattened(pair)
+        names = ("lora_A.weight", "lora_B.weight")
+        if kind == "embedding":
+            names = ("lora_embedding_A", "lora_embedding_B")
+        tensors |= {f"{PREFIX}{key}.{name}": tensor for name, tensor in zip(names, pair, strict=True)}
     for name, tensor in weights.full.items():
         module, _, leaf = name.rpartition(".")
         if saved_module(config, name) is None and (config.bias == "none" or leaf != "bias"):
@@ -60,7 +68,8 @@ def to_keys(weights: StoredAdapter) -> dict[str, StoredTensor]:
     if problems or not tensors:
         raise AdapterError(
             f"an adapter that cannot be saved: {listing(problems) or 'it holds no tensors'}",
-            expected="A (r, in) and B (out, r) for every module, and full tensors that modules_to_save names",
+            expected="A (r, in) and B (out, r) for every module (of experts one each), and full tensors that "
+            "modules_to_save names",
             cure="build the weights anew",
         )
     unfinished = "save an earlier checkpoint, or weights that do not overflow the type they are saved in"
@@ -115,16 +124,17 @@ def sort_keys(names: Iterable[str], fields: Mapping[str, Any]) -> Keys:
         for module, found in halves.items()
         if len(found) == 1
     ]
+    places = places_of(list(halves), fields)
     full, saved, lost = _sort_full(rest, set(halves), fields)
-    problems += lost
+    problems += [*places.problems, *lost]
     if problems:
         raise AdapterError(
             "\n  ".join(problems[:20]),
             expected="lora_A and lora_B of every module, and the tensors that modules_to_save and bias name",
             cure=DAMAGED,
         )
-    layers = {module: (found["A"], found["B"]) for module, found in halves.items()}
-    return Keys(layers=layers, full=full, embeddings=sorted(embeddings), saved=saved)
+    layers = {places.names[module]: (found["A"], found["B"]) for module, found in halves.items()}
+    return Keys(layers=layers, experts=places.experts, full=full, embeddings=sorted(embeddings), saved=saved)
 
 
 def _sort_full(
@@ -171,8 +181,12 @@ def check_shapes(keys: Keys, tensors: Mapping[str, StoredTensor], config: LoraCo
     problems = []
     for module, (a, b) in keys.layers.items():
         rank, shape_a, shape_b = config.rank_of(module), tensors[a].shape, tensors[b].shape
-        whole = len(shape_a) == len(shape_b) == 2 and 0 not in (*shape_a, *shape_b)
-        if not whole or shape_a[0] != rank or shape_b[1] != rank:
+        if module in keys.experts:
+            fits = is_stack((tensors[a], tensors[b]), rank)
+        else:
+            fits = len(shape_a) == len(shape_b) == 2 and 0 not in (*shape_a, *shape_b)
+            fits = fits and shape_a[0] == rank and shape_b[1] == rank
+        if not fits:
             problems.append(f"{module} has A {shape_a} and B {shape_b}, by the config its rank is {rank}")
     if problems:
         raise AdapterError(
@@ -182,7 +196,22 @@ def check_shapes(keys: Keys, tensors: Mapping[str, StoredTensor], config: LoraCo
         )
 
 
+def pairs_of(
+    keys: Keys, tensors: Mapping[str, StoredTensor], config: LoraConfig, fields: Mapping[str, Any]
+) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """A and B of every module, those of experts stacked: A (experts, r, in), B (experts, out, r)."""
+    pairs = {module: (tensors[a], tensors[b]) for module, (a, b) in keys.layers.items()}
+    turned = turned_owners({module: pair for module, pair in pairs.items() if module in keys.experts}, fields)
+    return {
+        module: stacked(pair, config.rank_of(module), turned=module.rpartition(".")[0] in turned)
+        if module in keys.experts
+        else pair
+        for module, pair in pairs.items()
+    }
+
+
 def kinds_of(keys: Keys, fields: Mapping[str, Any]) -> dict[str, LayerKind]:
     others: LayerKind = "conv1d" if fields.get("fan_in_fan_out") is True else "linear"
     kinds: dict[str, LayerKind] = {m: "embedding" if m in keys.embeddings else others for m in keys.layers}
+    kinds |= dict.fromkeys(keys.experts, "experts")
     return {module: kind for module, kind in kinds.items() if kind != "linear"}

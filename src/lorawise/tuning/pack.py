@@ -118,8 +118,8 @@ def _parts(adapters: Adapters, tensors: Mapping[str, Tensor], i: int) -> Iterato
             continue
         for word in WORDS:
             name_A, name_B = f"{word}.{layer_name}.lora_A", f"{word}.{layer_name}.lora_B"
-            yield name_A, tensors[name_A][i, :rank]
-            yield name_B, tensors[name_B][i, :, :rank]
+            yield name_A, tensors[name_A][i, ..., :rank, :]
+            yield name_B, tensors[name_B][i, ..., :rank]
 
 
 def _copy(value: Tensor) -> Tensor:

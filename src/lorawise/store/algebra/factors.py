@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lorawise.base.errors import AdapterError
 from lorawise.lora.weights import StoredAdapter
 
 Array = NDArray[np.float64]
@@ -29,6 +30,12 @@ class Factors:
     def of(cls, adapter: StoredAdapter, module: str) -> "Factors":
         """As the adapter computes it, its scaling included."""
         a, b = adapter.layers[module]
+        if adapter.kinds.get(module) == "experts":
+            raise AdapterError(
+                f"{module} is a stack of {a.shape[0]} experts",
+                expected="linear layers and embeddings; arithmetic on experts is not there yet",
+                cure="use the adapter in the model: lorawise.load, or PEFT",
+            )
         return cls(A=a.double(), B=adapter.config.scaling_of(module) * b.double())
 
     @property
