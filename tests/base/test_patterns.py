@@ -1,11 +1,13 @@
 """A regular expression from a file can neither run for years nor take the memory."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lorawise.base.errors import ConfigError
-from lorawise.base.patterns import full_match, matches_key
+from lorawise.base.patterns import MAX_SECONDS, full_match, matches_key
 
 
 def test_an_honest_pattern_matches_the_whole_name() -> None:
@@ -21,7 +23,7 @@ def test_an_honest_pattern_matches_the_whole_name() -> None:
         ("a" * 5_000, "5,000 characters"),
         ("(?:(?:a{1000}){1000}){1000}", "repeats its parts"),
         ("(?:" * 40 + "a" + "{2})" * 40, "repeats its parts"),
-        ("(?:.|..|...)+" * 3 + "(?<!j)$", "took more than"),
+        ("(?:.|..|...)+" * 3 + "(?<!j)$", "backtracks without end"),
     ],
 )
 def test_a_hostile_pattern_is_a_config_error(pattern: str, says: str) -> None:
@@ -41,3 +43,13 @@ def test_a_key_that_is_a_name_means_what_its_regex_means(
     pattern = f"^{pattern}" if form == "anchored" else pattern
     for candidate in (text, text.replace(".", "x")):
         assert matches_key(pattern, candidate) == full_match(rf"(.*\.)?({pattern})", candidate)
+
+
+def test_many_hostile_patterns_cost_less_than_as_many_times_the_limit() -> None:
+    began = time.monotonic()
+    for number in range(60):
+        for _ in range(3):
+            with pytest.raises(ConfigError, match="backtracks without end"):
+                full_match("(?:.|..|...)+" * 3 + f"(?<!j)(?<!k{number})$", "model.layers.0.self_attn.q_proj")
+    assert time.monotonic() - began < 60 * MAX_SECONDS / 2
+    assert full_match(r".*layers\.\d{1,2}\.(q|v)_proj", "model.layers.11.q_proj")

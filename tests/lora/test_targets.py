@@ -115,9 +115,9 @@ def test_a_target_that_cannot_be_meant_is_refused(settings: dict, says: str) -> 
 
 def test_a_hostile_pattern_is_stopped_in_time() -> None:
     start = time.monotonic()
-    with pytest.raises(ConfigError, match="took more than"):
+    with pytest.raises(ConfigError, match="backtracks without end"):
         target_modules(tiny_model("llama"), LoraConfig(target_modules=r"(?:.|..|...)+(?:.|..|...)+(?<!j)(?<=!)"))
-    with pytest.raises(ConfigError, match="took more than"):
+    with pytest.raises(ConfigError, match="backtracks without end"):
         inject(tiny_model("llama"), LoraConfig(rank_pattern={r"(?:.|..|...)+(?:.|..|...)+(?<=!)": 3}))
     assert time.monotonic() - start < 10
 

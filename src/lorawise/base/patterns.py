@@ -3,7 +3,8 @@
 An adapter's `target_modules` is input from strangers, and Python's `re` can be made to run for years by thirty
 characters. So a pattern has a longest length, and every match a longest time (the `regex` package's timeout). That
 package writes counted repeats out when it compiles, so `(?:(?:a{1000}){1000}){1000}` would take all memory: the product
-of the counts has a limit too.
+of the counts has a limit too. A pattern that was too slow once is not tried again, and each one that was leaves the
+next ones less time, so a thousand of them cost seconds.
 """
 
 import math
@@ -16,6 +17,9 @@ from lorawise.base.errors import ConfigError
 MAX_LENGTH = 4_096  # characters; the longest seen in published adapters is about 600
 MAX_COPIES = 10_000  # product of the counts in {2}, {1,3}, …
 MAX_SECONDS = 0.25  # a match; an honest one takes microseconds
+MIN_SECONDS = 0.01  # what is left of it after many slow ones
+
+_slow: dict[str, str] = {}  # pattern → the name it was too slow on
 
 
 class _Pattern(Protocol):
@@ -25,13 +29,16 @@ class _Pattern(Protocol):
 def full_match(pattern: str, text: str) -> bool:
     """Whether the whole of `text` matches; `ConfigError` for a pattern that is no regex, too long, or too slow."""
     try:
-        return _compiled(pattern).fullmatch(text, timeout=MAX_SECONDS) is not None
+        if pattern not in _slow:
+            patience = max(MIN_SECONDS, MAX_SECONDS / (1 + len(_slow)))
+            return _compiled(pattern).fullmatch(text, timeout=patience) is not None
     except TimeoutError:
-        raise ConfigError(
-            f"pattern {_short(pattern)} took more than {MAX_SECONDS:g} s on the one name {text!r}",
-            expected="a pattern without nested repeats such as (a+)+",
-            cure="list the module names instead",
-        ) from None
+        _slow[pattern] = text
+    raise ConfigError(
+        f"pattern {_short(pattern)} backtracks without end on the name {_slow[pattern]!r}",
+        expected="a pattern without nested repeats such as (a+)+",
+        cure="list the module names instead",
+    )
 
 
 def matches_key(key: str, name: str) -> bool:

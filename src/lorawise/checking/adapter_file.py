@@ -156,15 +156,21 @@ def _of_pattern(pattern: object, module: str) -> float | None:
     return None
 
 
-def read_adapter_folder(folder: Path, path: str, base: Path | None = None) -> AdapterFile:
-    """Raises `Unreadable` for a config that is no JSON object; a missing or torn tensor file is a finding of a rule."""
-    text = read_text(folder / CONFIG_NAME)
+def config_fields(text: str) -> dict[str, Any]:
+    """What adapter_config.json says. Raises `Unreadable` for what is no JSON object."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         raise Unreadable("LW002", "not JSON", "copy it again from where the adapter was trained") from None
     if not isinstance(fields, dict):
         raise Unreadable("LW002", "not a JSON object", "copy it again from where the adapter was trained")
+    return fields
+
+
+def read_adapter_folder(folder: Path, path: str, base: Path | None = None) -> AdapterFile:
+    """Raises `Unreadable` for a config that is no JSON object; a missing or torn tensor file is a finding of a rule."""
+    text = read_text(folder / CONFIG_NAME)
+    fields = config_fields(text)
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r'\s*"(\w{1,60})"\s*:', line)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorawise.base.errors import ConfigError
-from lorawise.checking.adapter_file import CONFIG_NAME, read_adapter_folder
+from lorawise.checking.adapter_file import CONFIG_NAME, config_fields, read_adapter_folder
 from lorawise.checking.base_fit import BaseFit, base_fit
 from lorawise.checking.files import MAX_NOTEBOOK, Unreadable, read_text, walk
 from lorawise.checking.notebook import read_notebook
@@ -238,11 +238,10 @@ def _adapter_setting(path: Path) -> Setting:
     from lorawise.checking.draft import Draft
     from lorawise.checking.script_setting import LORA_ARGUMENTS
 
-    fields = json.loads(read_text(path))
+    fields = config_fields(read_text(path))
     draft = Draft(tool="peft", path=str(path))
     for name, field in LORA_ARGUMENTS.items():
-        if isinstance(fields, dict) and fields.get(name) is not None:
+        if fields.get(name) is not None:
             draft.put(field, fields[name], None)
-    if isinstance(fields, dict):
-        draft.put("model", fields.get("base_model_name_or_path"), None)
+    draft.put("model", fields.get("base_model_name_or_path"), None)
     return draft.setting()
