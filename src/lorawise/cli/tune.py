@@ -25,6 +25,8 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database for Optuna [a journal in the study's folder].")
     ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="process, or ray: packs on a cluster.")] = "process",
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Of the cluster [one a GPU].")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder of the study [runs/NAME-tune].")
     ] = None,
@@ -60,6 +62,8 @@ def tune(
         eliminate=eliminate,
         seed=seed,
         storage=storage,
+        engine=engine,
+        workers=workers,
     )
     console = StudyConsole()
     try:

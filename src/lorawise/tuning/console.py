@@ -18,6 +18,7 @@ from lorawise.tuning.events import (
     TrialAsked,
     TrialFailed,
     TrialMeasured,
+    WorkerChanged,
 )
 from lorawise.tuning.result import Row, in_words, table
 from lorawise.tuning.rungs import paired_interval
@@ -67,6 +68,9 @@ class StudyConsole:
                 self._step(event)
             case TrialFailed():
                 self._say(f"failed   setting {event.trial} at step {event.step}: {event.reason}")
+            case WorkerChanged():
+                hand = f"; its {len(event.trials)} settings go on elsewhere" if event.state == "lost" else ""
+                self._say(f"worker   {event.host}, process {event.pid}: {event.state}{hand}")
             case RungEnded():
                 best = next(e for e in self._measured(event.rung) if e.trial == event.ranking[0])
                 setting = in_words(self._setting(best.trial).setting)

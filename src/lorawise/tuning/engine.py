@@ -8,11 +8,13 @@ one after the other, `ray_engine` runs them on the machines of a Ray cluster.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lorawise.tuning.events import PackStepped, TrialFailed, TrialMeasured
+from lorawise.base.errors import ConfigError
+from lorawise.base.registry import Registry
+from lorawise.tuning.events import PackStepped, TrialFailed, TrialMeasured, WorkerChanged
 from lorawise.tuning.pack import Member, Pack, SlotState
 
 
@@ -34,13 +36,14 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arrived:
-    """The end of a leg: every member's state, and the measurements of those that are alive."""
+    """The end of a leg: every member's state, and the measurements of those that are alive, which took `seconds`."""
 
     states: Mapping[int, SlotState]
     measured: tuple[TrialMeasured, ...]
+    seconds: float
 
 
-Told = PackStepped | TrialFailed | Arrived
+Told = PackStepped | TrialFailed | WorkerChanged | Arrived
 
 
 class Engine(Protocol):
@@ -71,6 +74,23 @@ class OneProcess:
         """Nothing is held."""
 
 
+engines: Registry[Callable[[Pack, int | None], Engine]] = Registry("engine")
+
+
+@engines.register("process")
+def process(pack: Pack, workers: int | None) -> Engine:
+    if workers not in (None, 1):
+        raise ConfigError(f"--workers {workers} with --engine process, which is one", cure="add --engine ray")
+    return OneProcess(pack)
+
+
+@engines.register("ray")
+def ray(pack: Pack, workers: int | None) -> Engine:
+    from lorawise.tuning.ray_engine import RayCluster
+
+    return RayCluster(pack, workers)
+
+
 def travel(pack: Pack, leg: Leg) -> Iterator[Told]:
     """One bank from `first` to `last`, then every slot on the validation rows."""
     pack.hold(leg.members, leg.states)
@@ -94,9 +114,11 @@ def travel(pack: Pack, leg: Leg) -> Iterator[Told]:
                 alive[trial] = False
                 what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is not finite"
                 yield TrialFailed(trial=trial, rung=leg.rung, step=k + 1, reason=f"the {what}")
-    states, scores = pack.lift(), pack.scores()
+    began = time.perf_counter()
+    scores = pack.scores()
     yield Arrived(
-        states=states,
+        states=pack.lift(),
+        seconds=time.perf_counter() - began,
         measured=tuple(
             TrialMeasured(
                 trial=trial,

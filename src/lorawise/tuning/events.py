@@ -1,7 +1,7 @@
 """What a study says while it runs, and the lines of `events.jsonl`: one JSON object an event, `kind` first.
 
     StudyStarted → TrialAsked+ → (PackStepped* → TrialMeasured+ → RungEnded)+ → ScalingTurned+ → Answered* → StudyEnded
-    TrialFailed anywhere
+    TrialFailed and WorkerChanged anywhere
 
 A study folder holds
 
@@ -95,9 +95,19 @@ class TrialFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerChanged:
+    """A worker of a cluster joined, or was lost with the settings `trials` in hand, which go on elsewhere."""
+
+    host: str
+    pid: int
+    state: Literal["joined", "lost"]
+    trials: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungEnded:
     """Who goes on. `ranking` is by loss, best first, over those measured at this rung. `seconds` of the whole rung, its
-    evaluation counted; `evaluation_seconds` the part of it that measuring took."""
+    evaluation counted; `evaluation_seconds` what measuring took, summed over the packs."""
 
     rung: int
     step: int
@@ -153,6 +163,7 @@ Event = (
     | PackStepped
     | TrialMeasured
     | TrialFailed
+    | WorkerChanged
     | RungEnded
     | ScalingTurned
     | Answered
@@ -164,6 +175,7 @@ KINDS: dict[str, type[Event]] = {
     "step": PackStepped,
     "measured": TrialMeasured,
     "failed": TrialFailed,
+    "worker": WorkerChanged,
     "rung": RungEnded,
     "turned": ScalingTurned,
     "answered": Answered,

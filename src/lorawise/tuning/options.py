@@ -1,9 +1,11 @@
 """What a study is asked for beside its run file."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lorawise.base.errors import ConfigError
+from lorawise.tuning.engine import engines
 from lorawise.tuning.rungs import eliminations
 from lorawise.tuning.samplers import samplers
 
@@ -15,6 +17,8 @@ class StudyOptions:
     trials     settings to search where an axis is a range; a grid is tried whole
     budget     full-run equivalents that may be spent at most; None: what the settings take
     storage    of Optuna, a database URL; None: a journal in the study's folder
+    engine     where packs are trained: `process`, this one, or `ray`, a cluster
+    workers    of the cluster; None: one a GPU
     """
 
     over: tuple[str, ...] = ()
@@ -24,10 +28,18 @@ class StudyOptions:
     eliminate: str = "halving"
     seed: int = 0
     storage: str | None = None
+    engine: str = "process"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        _ = samplers[self.sampler], eliminations[self.eliminate]
+        _ = samplers[self.sampler], eliminations[self.eliminate], engines[self.engine]
         if self.trials is not None and self.trials < 1:
             raise ConfigError(f"--trials {self.trials}", expected="at least one")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}", expected="at least one")
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise ConfigError(f"--budget {self.budget:g}", expected="a positive number of full-run equivalents")
+
+    def asked(self) -> dict[str, Any]:
+        """What a resume must ask for again: where packs are trained is free to change."""
+        return {**asdict(self), "over": list(self.over)} | {"engine": None, "workers": None}

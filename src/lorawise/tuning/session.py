@@ -21,7 +21,7 @@ from lorawise.training.schedule import schedules, warmup_steps
 from lorawise.training.setup import Prepared, lora_config, slot_settings
 from lorawise.training.signals import StopRequest, stop_on_signal
 from lorawise.tuning.closer_look import look_closer
-from lorawise.tuning.engine import Arrived, Engine, Leg, OneProcess
+from lorawise.tuning.engine import Arrived, Engine, Leg, engines
 from lorawise.tuning.events import (
     Event,
     PackStepped,
@@ -77,12 +77,16 @@ class Study:
     members: dict[int, Member] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
     engine: Engine = field(init=False)
+    evaluating: float = 0.0  # seconds of this rung's measurements
 
     def run(self, asked: Mapping[str, Any], readers: Sequence[Reader], stack: contextlib.ExitStack) -> StudyResult:
         """To the end, or to a signal; a study that has ended is only read."""
         done, self.states = self.folder.restored()
         past = up_to_rung(self.folder.events(), done)
         if not any(isinstance(event, StudyEnded) for event in past):
+            pack = Pack(self.prepared)
+            self.engine = engines[self.options.engine](pack, self.options.workers)
+            stack.callback(self.engine.close)
             if done == 0:
                 self._start_anew(asked)
             log = EventsFile(self.folder.log, past)
@@ -94,7 +98,7 @@ class Study:
                 for reader in readers:
                     reader(StudyResumed(told=seen))
             try:
-                for event in self._events(done):
+                for event in self._events(pack, done):
                     self.told.append(event)
                     for reader in (log, *readers):
                         reader(event)
@@ -124,16 +128,14 @@ class Study:
         write_text(self.folder.path / "run.yaml", self.prepared.run.to_yaml())
         write_text(self.folder.asked, json.dumps(dict(asked), indent=1))
 
-    def _events(self, done: int) -> Iterator[Event]:
+    def _events(self, pack: Pack, done: int) -> Iterator[Event]:
         if done == 0:
             yield self._started()
-        pack = Pack(self.prepared)
-        self.engine = OneProcess(pack)
         for trial in asked_trials(self.told):
             self._enlist(trial)
         survivors = self._survivors()
         for rung in range(done + 1, len(self.rungs) + 1):
-            began = time.perf_counter()
+            began, self.evaluating = time.perf_counter(), 0.0
             if rung == 1:
                 yield from self._first_rung()
             else:
@@ -247,6 +249,7 @@ class Study:
         for told in self.engine.train(legs):
             if isinstance(told, Arrived):
                 self.states |= told.states
+                self.evaluating += told.seconds
                 yield from told.measured
                 continue
             yield told
@@ -284,7 +287,6 @@ class Study:
         chosen = order if last else eliminations[self.options.eliminate](losses, rows)
         kept = tuple(measured[i].trial for i in chosen)
         ranked = tuple(measured[i].trial for i in order)
-        trained = sum(e.seconds for e in self.told if isinstance(e, PackStepped) and e.rung == rung)
         return RungEnded(
             rung=rung,
             step=self.rungs[rung - 1],
@@ -292,7 +294,7 @@ class Study:
             kept=kept,
             eliminated=tuple(event.trial for event in measured if event.trial not in kept),
             seconds=seconds,
-            evaluation_seconds=max(seconds - trained, 0.0),
+            evaluation_seconds=self.evaluating,
         )
 
     def _save_adapters(self, pack: Pack, last: RungEnded) -> None:

@@ -8,7 +8,6 @@ decays for the finalists by the run file's schedule: a decaying rate mis-ranks h
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lorawise.base.errors import ConfigError, UsageError
@@ -58,7 +57,7 @@ def tune(
     _require_budget(options, rungs, count)
     asked = {
         "axes": [repr(axis) for axis in axes],
-        "options": {**asdict(options), "over": list(options.over)},
+        "options": options.asked(),
         "run file": digest_text(run.to_yaml()),
         "data": inputs.digest,
         "base": files.digest,

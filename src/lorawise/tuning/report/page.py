@@ -13,7 +13,6 @@ from markupsafe import Markup
 from lorawise.base.files import write_text
 from lorawise.report import words
 from lorawise.report.html import plotly_script, rendered, resource, script_json
-from lorawise.tuning.events import RungEnded
 from lorawise.tuning.report import curves, maps
 from lorawise.tuning.report.importance import importance
 from lorawise.tuning.report.story import StudyStory, label, read_study
@@ -90,7 +89,8 @@ def _numbers(story: StudyStory) -> Iterator[Fact]:
         yield "settings", words.count(story.started.trials)
     if story.rungs:
         yield "compared after steps", ", ".join(str(end.step) for end in story.rungs)
-    yield "time", words.duration(sum(end.seconds for end in story.rungs))
+    if story.rungs:
+        yield "time", words.duration(sum(end.seconds for end in story.rungs))
     if story.steps:
         yield "cost", f"{_spent(story):.2f} runs"
 
@@ -172,10 +172,12 @@ def _costs(story: StudyStory) -> Iterator[Cost]:
         yield Cost(name=name, text=f"{runs:.2f}", share=runs / longest, strong=strong)
 
 
-def measuring(rungs: tuple[RungEnded, ...]) -> str:
-    seconds, evaluation = sum(e.seconds for e in rungs), sum(e.evaluation_seconds for e in rungs)
-    share = words.percent(evaluation / seconds) if seconds else "none"
-    return f"{words.duration(seconds)}, {share} of it spent on validation rows"
+def _measuring(story: StudyStory) -> str:
+    """How long the rungs took, and how much of the work was evaluation; packs on several machines overlap."""
+    evaluation = sum(end.evaluation_seconds for end in story.rungs)
+    worked = evaluation + sum(event.seconds for event in story.steps)
+    share = words.percent(evaluation / worked if worked else None)
+    return f"{words.duration(sum(end.seconds for end in story.rungs))}; {share} of the work was on validation rows"
 
 
 def _setting(story: StudyStory) -> Iterator[Fact]:
@@ -195,4 +197,4 @@ def _setting(story: StudyStory) -> Iterator[Fact]:
     yield "data", ", ".join(source.path for source in run.data.train)
     yield "seeds", f"{run.train.seed} of the run, {options.get('seed', 0)} of the sampler"
     if story.rungs:
-        yield "time", measuring(story.rungs)
+        yield "time", _measuring(story)
