@@ -36,12 +36,35 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertTokens:
+    """Tokens that one layer's router sent to each of its experts; a token counts once for each that it was sent to."""
+
+    module: str
+    tokens: tuple[int, ...]
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Experts that no token reached."""
+        return tuple(e for e, count in enumerate(self.tokens) if not count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Of an adapter's low-rank parameters: how many there are, how many the batch tried would move."""
+
+    meant: int
+    moved: int
+    experts: tuple[ExpertTokens, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preflight:
     """What preflight saw before the first step.
 
     row            one training row as the model sees it, special tokens included, in order
     rows .. cut_tokens   of the training rows: how many, skipped as bad, cut at `max_length`, and what that cost
     longest        tokens of the longest row; its forward and backward is what `peak_memory` was measured on
+    coverage       what of the adapter that pass reached
     """
 
     checks: tuple[Check, ...]
@@ -56,6 +79,7 @@ class Preflight:
     longest: int
     peak_memory: int
     seconds: float
+    coverage: Coverage | None = None
 
     @property
     def passed(self) -> bool:

@@ -3,6 +3,9 @@
 import json
 import re
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.provenance import Provenance
 from lorawise.store.served import served_rank
@@ -40,6 +43,7 @@ def _setting(weights: StoredAdapter) -> str:
         ("scaling", f"{config.scaling:g} = alpha / {'√r (rsLoRA)' if config.rslora else 'r'}"),
         ("dropout", f"{config.dropout:g}"),
         ("adapted modules", f"{len(weights.layers)}: {', '.join(_kinds_of_name(weights))}"),
+        ("experts", _experts(weights)),
         ("own rank", ", ".join(f"{k} → {v}" for k, v in config.rank_pattern.items())),
         ("own alpha", ", ".join(f"{k} → {v:g}" for k, v in config.alpha_pattern.items())),
         ("trained in full", ", ".join(config.modules_to_save)),
@@ -62,7 +66,7 @@ def _history(provenance: Provenance) -> str:
 def _loading(weights: StoredAdapter, base: str) -> str:
     model_class = "AutoModelForSequenceClassification" if weights.task == "SEQ_CLS" else "AutoModelForCausalLM"
     name = json.dumps(base or "the base model")
-    rank = max((a.shape[0] for a, _ in weights.layers.values()), default=weights.config.r)
+    rank = max((a.shape[-2] for a, _ in weights.layers.values()), default=weights.config.r)
     lines = [
         "## Use",
         "",
@@ -93,11 +97,28 @@ def _loading(weights: StoredAdapter, base: str) -> str:
 def _vllm_obstacle(weights: StoredAdapter) -> str:
     """Why vLLM would refuse the adapter, or serve it with another scaling (it reads one r and one lora_alpha)."""
     config = weights.config
+    if "experts" in weights.kinds.values():
+        return "it adapts fused experts, which are not exported yet"
     if weights.full:
         return "it holds modules or biases trained in full"
     if len({round(config.scaling_of(name), 12) for name in weights.layers} | {round(config.scaling, 12)}) > 1:
         return "its modules differ in scaling, and vLLM reads one for all"
     return ""
+
+
+def _experts(weights: StoredAdapter) -> str:
+    """`15 of 16 in 2 layers moved; the others got no gradient in training, and answer as the base`."""
+    moved: dict[str, NDArray[np.bool_]] = {}
+    for name, (_, b) in weights.layers.items():
+        if weights.kinds.get(name) == "experts":
+            owner = name.rpartition(".")[0]
+            own = (b.bits() != 0).any(axis=(1, 2))
+            moved[owner] = own | moved[owner] if owner in moved else own
+    if not moved:
+        return ""
+    count, total = sum(int(each.sum()) for each in moved.values()), sum(each.size for each in moved.values())
+    rest = "" if count == total else "; the others got no gradient in training, and answer as the base"
+    return f"{count:,} of {total:,} in {len(moved)} layers moved{rest}"
 
 
 def _kinds_of_name(weights: StoredAdapter) -> list[str]:

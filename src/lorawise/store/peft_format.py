@@ -55,7 +55,7 @@ def write_adapter(
         texts = {
             CONFIG: _dump(fields),
             PROVENANCE: _dump(record_of(written, history)),
-            CARD: model_card(weights, history, base=base),
+            CARD: model_card(written, history, base=base),
         }
         for name, text in texts.items():
             (scratch / name).write_text(text, encoding="utf-8")

@@ -16,7 +16,8 @@ from lorawise.data.batches import MicroBatch
 from lorawise.data.encode import preview
 from lorawise.data.encoded import Encoded, EncodedSet
 from lorawise.data.tokenizer import ChatTokenizer
-from lorawise.report.events import Check, Piece, Preflight
+from lorawise.report.events import Check, Coverage, ExpertTokens, Piece, Preflight
+from lorawise.training.coverage import RoutingTally, coverage_of
 from lorawise.training.evaluate import score
 from lorawise.training.loop import Trainer
 from lorawise.training.memory import peak_memory, total_memory
@@ -43,7 +44,8 @@ def preflight(seen: Seen) -> Preflight:
     """Every check, passed or not; `require_passed` turns the failures into an error."""
     started = time.perf_counter()
     longest = seen.trainer.plan.longest(seen.epochs)
-    checks = [*_row_checks(seen), *_gradient_checks(seen, longest), *_evaluation_checks(seen)]
+    coverage, gradient_checks = _gradient_checks(seen, longest)
+    checks = [*_row_checks(seen), *gradient_checks, *_evaluation_checks(seen)]
     peak = peak_memory(seen.trainer.model.device)
     checks.append(_memory_check(peak, seen))
     return Preflight(
@@ -59,6 +61,7 @@ def preflight(seen: Seen) -> Preflight:
         longest=int(seen.train.lengths.max()),
         peak_memory=peak,
         seconds=time.perf_counter() - started,
+        coverage=coverage,
     )
 
 
@@ -109,19 +112,32 @@ def _terminator_check(seen: Seen) -> Check:
     return Check(name="the end of an answer is trained", passed=ended > 0 or not stops, detail=detail)
 
 
-def _gradient_checks(seen: Seen, batch: MicroBatch) -> Iterator[Check]:
+def _gradient_checks(seen: Seen, batch: MicroBatch) -> tuple[Coverage, list[Check]]:
+    """One forward and backward, looked at and cleared again."""
     trainer = seen.trainer
+    tally = RoutingTally(trainer.adapters)
     trainer.optimizer.zero_grad()
-    losses = trainer.accumulate(seen.first_step, [batch])
+    with tally.counting():
+        losses = trainer.accumulate(seen.first_step, [batch])
+    coverage = coverage_of(trainer.adapters, trainer.optimizer, tally)
+    checks = list(_found_by_gradients(trainer, losses, coverage))
+    trainer.optimizer.zero_grad()
+    return coverage, checks
+
+
+def _found_by_gradients(trainer: Trainer, losses: Sequence[float], coverage: Coverage) -> Iterator[Check]:
     finite = all(math.isfinite(loss) for loss in losses)
     yield Check(name="the loss is finite", passed=finite, detail=", ".join(f"{loss:.4g}" for loss in losses))
     still = still_layers(trainer)
     layers = len({p.module for p in trainer.adapters.bank_parameters()})
+    reached = f"; {coverage.moved:,} of {coverage.meant:,} parameters" if coverage.experts else ""
     yield Check(
         name="every adapted layer gets a gradient",
         passed=not still,
-        detail=_listed("layers without", still) or f"{layers} layers",
+        detail=_listed("layers without", still) or f"{layers} layers{reached}",
     )
+    if coverage.experts:
+        yield Check(name="experts are reached", passed=True, detail=_reach(coverage.experts))
     trained = {id(parameter) for _, parameter in trainer.adapters.trainable()}
     others = [(name, p) for name, p in trainer.model.named_parameters() if id(p) not in trained]
     moved = [name for name, p in others if p.requires_grad or p.grad is not None]
@@ -130,7 +146,16 @@ def _gradient_checks(seen: Seen, batch: MicroBatch) -> Iterator[Check]:
         passed=not moved,
         detail=_listed("frozen parameters with one", moved) or f"{len(others):,} frozen tensors",
     )
-    trainer.optimizer.zero_grad()
+
+
+def _reach(layers: Sequence[ExpertTokens]) -> str:
+    """`15 of 16 by this batch, 3 to 41 tokens each; not 1 of 8 in model.layers.1.mlp.experts`."""
+    counts = [count for layer in layers for count in layer.tokens if count]
+    total = sum(len(layer.tokens) for layer in layers)
+    idle = [f"{len(layer.idle)} in {layer.module}" for layer in layers if layer.idle]
+    spread = f", {min(counts):,} to {max(counts):,} tokens each" if counts else ""
+    missed = _listed("; no token for", idle)
+    return f"{len(counts):,} of {total:,} by this batch{spread}{missed}"
 
 
 def still_layers(trainer: Trainer) -> list[str]:
