@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,16 +55,52 @@ def as_mlx_reads(folder: Path) -> Deltas:
     return found
 
 
-READERS = {"vllm": as_vllm_reads, "peft": as_vllm_reads, "mlx": as_mlx_reads}
+def as_llama_cpp_reads(folder: Path) -> Deltas:
+    """One alpha over each tensor's own rank; rows of q taken back from pairs to halves, head by head."""
+    file = gguf.GGUFReader(folder / "adapter.gguf")
+    alpha = float(file.fields["adapter.lora.alpha"].contents())
+    held = {tensor.name: torch.from_numpy(tensor.data.copy()).double() for tensor in file.tensors}
+    found = {}
+    for module, (width_in, width_out) in SHAPES.items():
+        leaf = {"q_proj": "attn_q", "down_proj": "ffn_down"}[module.rpartition(".")[2]]
+        name = f"blk.{module.split('.')[2]}.{leaf}.weight"
+        if f"{name}.lora_a" not in held:
+            continue
+        a, b = held.pop(f"{name}.lora_a"), held.pop(f"{name}.lora_b")
+        assert (a.shape[1], b.shape[0], b.shape[1]) == (width_in, width_out, len(a))
+        delta = alpha / b.shape[1] * (b @ a)
+        if leaf == "attn_q":
+            delta = delta.reshape(HEADS, width_out // HEADS // 2, 2, width_in).transpose(1, 2).reshape(delta.shape)
+        found[module] = delta
+    assert not held
+    return found
+
+
+HEADS = 5
+CONFIG = {
+    "model_type": "llama", "hidden_size": 24, "intermediate_size": 80, "num_hidden_layers": 11, "vocab_size": 32,
+    "num_attention_heads": HEADS, "num_key_value_heads": 1, "head_dim": 8, "architectures": ["LlamaForCausalLM"],
+}  # fmt: skip
+READERS = {"vllm": as_vllm_reads, "peft": as_vllm_reads, "mlx": as_mlx_reads, "gguf": as_llama_cpp_reads}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """With a base whose shapes are those of the made adapters; its config is all that is needed of it."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return Options(fold=True, model=str(folder))
 
 
 @pytest.mark.parametrize("engine", list(EXPORTERS))
 @given(weights=adapters)
 @settings(max_examples=25, deadline=None)
-def test_the_engine_computes_our_update(engine: str, weights: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_engine_computes_our_update(
+    engine: str, weights: Any, options: Options, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("export")
     source = saved(folder / "own", weights)
-    done = export(source, engine, folder / "out", Options(fold=True))
+    done = export(source, engine, folder / "out", options)
     off = error(READERS[engine](folder / "out"), dense(weights))
     assert off < 1e-6
     assert done.error == pytest.approx(off, abs=1e-9)
@@ -71,9 +108,11 @@ def test_the_engine_computes_our_update(engine: str, weights: Any, tmp_path_fact
 
 @pytest.mark.parametrize("engine", list(EXPORTERS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_scaling_of_a_power_of_two_is_exact(engine: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_scaling_of_a_power_of_two_is_exact(
+    engine: str, dtype: torch.dtype, options: Options, tmp_path: Path
+) -> None:
     weights = draw(LoraConfig(r=8, scaling=2.0), NAMES, dtype, 3)
-    done = export(saved(tmp_path / "own", weights), engine, tmp_path / "out", Options(fold=True))
+    done = export(saved(tmp_path / "own", weights), engine, tmp_path / "out", options)
     found, wanted = READERS[engine](tmp_path / "out"), dense(weights)
     assert all(torch.equal(found[name], wanted[name]) for name in NAMES)
     assert not done.rounded
@@ -94,6 +133,13 @@ def test_peft_gets_two_files_and_vllm_its_flag(tmp_path: Path) -> None:
     assert export(source, "vllm", tmp_path / "vllm").flags == ("--enable-lora", "--max-lora-rank 16")
 
 
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    folder = tmp_path_factory.mktemp("tied")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
+    return Options(model=str(folder))
+
+
 def replace_rank(r: int) -> LoraConfig:
     return LoraConfig(r=r, scaling=1.5)
 
@@ -105,7 +151,7 @@ def extended(module: str, **more: Any) -> Any:
     return replace(weights, layers={**weights.layers, module: pair}, **more)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "mlx"])
+@pytest.mark.parametrize("engine", ["vllm", "mlx", "gguf"])
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
@@ -122,11 +168,11 @@ def extended(module: str, **more: Any) -> Any:
     ],
 )
 def test_what_an_engine_cannot_compute_is_refused_with_its_cure(
-    engine: str, weights: Any, told: str, tmp_path: Path
+    engine: str, weights: Any, told: str, tied: Options, tmp_path: Path
 ) -> None:
     source = saved(tmp_path / "own", weights)
     with pytest.raises(AdapterError) as caught:
-        export(source, engine, tmp_path / "out")
+        export(source, engine, tmp_path / "out", tied)
     assert told in caught.value.found
     assert "lorawise merge somebody/base" in caught.value.cure
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
@@ -166,9 +212,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("engine", list(EXPORTERS))
-def test_a_read_only_place_is_left_as_it_was(engine: str, tmp_path: Path) -> None:
+def test_a_read_only_place_is_left_as_it_was(engine: str, options: Options, tmp_path: Path) -> None:
     saved(tmp_path / "own", draw(replace_rank(8), NAMES, torch.float32, 0))
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    assert run(["export", str(tmp_path / "own"), "--to", engine, "-o", str(closed / "out")]) == 1
+    assert (
+        run(["export", str(tmp_path / "own"), "--to", engine, "-o", str(closed / "out"), "--model", options.model]) == 1
+    )
     assert not list(closed.iterdir())

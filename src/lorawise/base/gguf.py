@@ -20,6 +20,7 @@ from lorawise.base.errors import TensorFileError
 
 MAX_ENTRIES = 1_000_000  # tensors, settings; the largest seen has about 2,000
 MAX_DIMENSIONS = 8
+DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 KEPT = 1024  # longest array of numbers that is kept as a value
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -28,19 +29,31 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFTensor:
-    """`shape` in the file's order, fastest dimension first; `type` is ggml's number."""
+    """`shape` in the file's order, fastest dimension first; `type` is ggml's number; `offset` from the first tensor's
+    first byte."""
 
     shape: tuple[int, ...]
     type: int
+    offset: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFHeader:
-    """Settings (arrays of strings and long arrays as their length), and tensors by name in file order."""
+    """Settings (arrays of strings and long arrays as their length), and tensors by name in file order.
+
+    infos_at, data_at   where the list of tensors begins, and where the first tensor does
+    """
 
     path: Path
     settings: Mapping[str, Any]
     tensors: Mapping[str, GGUFTensor]
+    infos_at: int
+    data_at: int
+
+    @property
+    def alignment(self) -> int:
+        """Tensors begin at a multiple of it."""
+        return alignment_of(self.settings)
 
     @classmethod
     def open(cls, path: Path) -> "GGUFHeader":
@@ -50,6 +63,17 @@ class GGUFHeader:
                 raise TensorFileError(f"{path} is not a GGUF file", expected="a file that begins with the letters GGUF")
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Cursor(path, data).header()
+
+
+def alignment_of(settings: Mapping[str, Any]) -> int:
+    """What the file says, or the format's 32."""
+    told = settings.get("general.alignment")
+    return told if isinstance(told, int) and 0 < told <= MAX_ALIGNMENT else DEFAULT_ALIGNMENT
+
+
+def aligned(place: int, alignment: int) -> int:
+    """The first multiple of `alignment` that is not before `place`."""
+    return -(-place // alignment) * alignment
 
 
 class _Cursor:
@@ -67,18 +91,18 @@ class _Cursor:
                 )
             tensors, settings = self.count(), self.count()
             values = {self.string(): self.value(self.number("I")) for _ in range(settings)}
-            held = {}
-            last = 0
+            infos_at, held = self.at, {}
             for _ in range(tensors):
                 name = self.string()
                 shape = tuple(self.number("Q") for _ in range(self.count(MAX_DIMENSIONS, "I")))
-                held[name] = GGUFTensor(shape=shape, type=self.number("I"))
-                last = max(last, self.number("Q"))
+                held[name] = GGUFTensor(shape=shape, type=self.number("I"), offset=self.number("Q"))
         except (struct.error, UnicodeDecodeError, OverflowError):
             raise self.torn("it ends inside its header, or the header is damaged") from None
+        last = max((tensor.offset for tensor in held.values()), default=0)
         if self.at + last > len(self.data):
             raise self.torn(f"its tensors begin {last:,} bytes after the header, it has {len(self.data):,}")
-        return GGUFHeader(path=self.path, settings=values, tensors=held)
+        data_at = aligned(self.at, alignment_of(values))
+        return GGUFHeader(path=self.path, settings=values, tensors=held, infos_at=infos_at, data_at=data_at)
 
     def number(self, code: str) -> Any:
         (value,) = struct.unpack_from(f"<{code}", self.data, self.at)

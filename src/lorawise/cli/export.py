@@ -10,13 +10,17 @@ from lorawise.cli.outcome import Json, Outcome
 
 def export(
     source: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, or @NAME from the local store.")],
-    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help="vllm, peft or mlx.")],
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help="vllm, peft, mlx or gguf.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="A new folder for the result.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="MODEL", help="gguf: the base, if not the one ADAPTER names.", show_default=""),
+    ] = "",
     fold: Annotated[
         bool, typer.Option("--fold", help="mlx: fold scalings into B, for modules that differ; vllm, peft always do.")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16 or float64 (not mlx).")
+        str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16; vllm, peft: float64.")
     ] = "auto",
     store: Annotated[
         Path | None, typer.Option("--store", metavar="DIR", help="The local store.", show_default=False)
@@ -32,7 +36,7 @@ def export(
     from lorawise.exporting.export import export as work
     from lorawise.exporting.exporters import Options
 
-    done = work(open_source(source, store), to, out, Options(dtype=dtype, fold=fold))
+    done = work(open_source(source, store), to, out, Options(dtype=dtype, fold=fold, model=model))
     document = {
         "path": str(done.path),
         "error": done.error,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorawise.exporting import mlx, peft, vllm  # noqa: F401 - each registers its engine
+from lorawise.exporting import gguf, mlx, peft, vllm  # noqa: F401 - each registers its engine
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
 from lorawise.store.algebra.result import Source, require_free
 

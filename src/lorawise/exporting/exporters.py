@@ -10,22 +10,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorawise.base.findings import Finding
 from lorawise.base.registry import Registry
 from lorawise.store.algebra.result import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """dtype  `auto` or a name in `store.algebra.result.DTYPES`;  fold  whether scalings may be folded into B."""
+    """dtype    `auto` or a name that the engine's form knows
+    fold     mlx: whether scalings may be folded into B
+    model    the base model, where the form depends on it; empty: the one that the adapter names
+    merged   gguf: the whole model with the adapter in it, not the adapter
+    """
 
     dtype: str = "auto"
     fold: bool = False
+    model: str = ""
+    merged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """`scale` multiplies B·A in the engine; `flags` are what its command line needs; `rounded` says that a scaling
-    that is no power of two was folded into B, at the cost of one rounding of each number."""
+    that is no power of two was folded into B, at the cost of one rounding of each number; `opens` is what
+    `lorawise verify` can open as OTHER, where it can."""
 
     path: Path
     error: float
@@ -34,6 +42,8 @@ class Exported:
     files: tuple[str, ...]
     rounded: bool
     flags: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    opens: Path | None = None
 
 
 Exporter = Callable[[Source, Path, Options], Exported]

@@ -23,11 +23,12 @@ from lorawise.base.safetensors import SafetensorsFile
 from lorawise.base.safetensors_write import write_safetensors
 from lorawise.base.tensors import StoredTensor, as_bits
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
+from lorawise.exporting.measure import error_of
 from lorawise.exporting.refusals import refuse_beyond_linear
 from lorawise.lora.weights import StoredAdapter
-from lorawise.store.algebra.factors import Factors, distance
+from lorawise.store.algebra.factors import Factors
 from lorawise.store.algebra.normalize import folds_exactly
-from lorawise.store.algebra.result import Source, ratio, stored_type
+from lorawise.store.algebra.result import Source, stored_type
 from lorawise.store.peft_config import listing
 from lorawise.store.peft_keys import finite
 
@@ -54,7 +55,7 @@ def to_mlx(source: Source, folder: Path, options: Options) -> Exported:
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Exported(
         path=folder,
-        error=_error(adapter, folder, scale),
+        error=error_of(adapter, _read(folder, scale)),
         rank=rank,
         scale=scale,
         files=(CONFIG, TENSORS),
@@ -116,12 +117,11 @@ def _turned(half: StoredTensor, shape: tuple[int, int], factor: float, dtype: st
     return made
 
 
-def _error(adapter: StoredAdapter, folder: Path, scale: float) -> float:
+def _read(folder: Path, scale: float) -> Callable[[str], Factors]:
     file = SafetensorsFile.open(folder / TENSORS)
-    norms, errors = [], []
-    for module in adapter.layers:
+
+    def read(module: str) -> Factors:
         a, b = (file.tensor(f"{module}.{name}").double() for name in ("lora_a", "lora_b"))
-        wanted = Factors.of(adapter, module)
-        norms.append(wanted.norm())
-        errors.append(distance(Factors(A=a.T, B=scale * b.T), wanted))
-    return ratio(math.hypot(*errors), math.hypot(*norms))
+        return Factors(A=a.T, B=scale * b.T)
+
+    return read

@@ -4,15 +4,15 @@ The form that readers of PEFT's files agree on (alpha = r, no rsLoRA, no pattern
 """
 
 import json
-import math
 from pathlib import Path
 
 from lorawise.base.files import atomic_folder
 from lorawise.base.safetensors_write import write_safetensors
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
-from lorawise.store.algebra.factors import Factors, distance
+from lorawise.exporting.measure import error_of
+from lorawise.store.algebra.factors import Factors
 from lorawise.store.algebra.normalize import folds_exactly, normal_form
-from lorawise.store.algebra.result import Source, ratio, stored_type
+from lorawise.store.algebra.result import Source, stored_type
 from lorawise.store.peft_config import to_peft
 from lorawise.store.peft_format import CONFIG, TENSORS, read_adapter
 from lorawise.store.peft_keys import to_keys
@@ -27,21 +27,13 @@ def to_plain_peft(source: Source, folder: Path, options: Options) -> Exported:
     with atomic_folder(folder) as scratch:
         write_safetensors(scratch / TENSORS, to_keys(child), metadata={"format": "pt"})
         (scratch / CONFIG).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = read_adapter(folder)
     return Exported(
         path=folder,
-        error=_error(source, folder),
+        error=error_of(adapter, lambda module: Factors.of(written, module)),
         rank=child.config.r,
         scale=child.config.scaling,
         files=(CONFIG, TENSORS),
         rounded=not exact,
+        opens=folder,
     )
-
-
-def _error(source: Source, folder: Path) -> float:
-    written = read_adapter(folder)
-    norms, errors = [], []
-    for module in written.layers:
-        wanted = Factors.of(source.adapter, module)
-        norms.append(wanted.norm())
-        errors.append(distance(Factors.of(written, module), wanted))
-    return ratio(math.hypot(*errors), math.hypot(*norms))

@@ -9,9 +9,10 @@ from lorawise.store.peft_config import listing
 _HEADS = ("lm_head", "embed_out")
 
 
-def refuse_beyond_linear(source: Source, engine: str) -> None:
-    """`AdapterError` that names every module trained in full, embedding, output head and expert of the adapter."""
-    problems = list(_problems(source))
+def refuse_beyond_linear(source: Source, engine: str, *, heads: bool = False) -> None:
+    """`AdapterError` that names every module trained in full, embedding, expert and (but where the engine takes
+    `heads`) output head of the adapter."""
+    problems = list(_problems(source, heads=heads))
     if problems:
         raise AdapterError(
             "\n  ".join(problems),
@@ -20,15 +21,15 @@ def refuse_beyond_linear(source: Source, engine: str) -> None:
         )
 
 
-def _problems(source: Source) -> Iterator[str]:
+def _problems(source: Source, *, heads: bool) -> Iterator[str]:
     adapter = source.adapter
     embeddings = [name for name, kind in adapter.kinds.items() if kind == "embedding"]
-    heads = [name for name in adapter.layers if name.rpartition(".")[2] in _HEADS and name not in embeddings]
+    found = [name for name in adapter.layers if name.rpartition(".")[2] in _HEADS and name not in embeddings]
     experts = [name for name in adapter.layers if "experts" in name.split(".")]
     for noun, names in (
         ("trained in full", list(adapter.full)),
         ("embeddings", embeddings),
-        ("output heads", heads),
+        ("output heads", [] if heads else found),
         ("experts", experts),
     ):
         if names:

@@ -31,5 +31,6 @@ def to_vllm(source: Source, folder: Path, options: Options) -> Exported:
         scale=child.config.scaling,
         files=tuple(sorted(path.name for path in folder.iterdir())),
         rounded=not exact,
+        opens=folder,
         flags=("--enable-lora", f"--max-lora-rank {child.config.r}"),
     )
