@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from tests.data.real_templates import PLAIN, THINKING, assistant, open_tokenizer, user, write_folder
 
-from lorawise.base.errors import ConfigError, DataError
+from lorawise.base.errors import ConfigError, DataError, ModelError
+from lorawise.data import sandbox
 from lorawise.data.encode import (
     EncodeOptions,
     encode_rows,
@@ -164,6 +165,14 @@ def test_a_row_without_a_trained_token_is_told_why_and_what_to_do(tmp_path):
     problems = encode_rows([*rows, row("text", 3, text="two words")], tokenizer, on_bad="skip").problems
     assert [(problem.line, problem.code) for problem in problems] == [(1, "one-token"), (2, "no-answer-printed")]
     assert "max_length" not in "".join(problem.cure for problem in problems)
+
+
+def test_a_template_without_end_stops_at_its_first_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_TURNS", 1000)
+    folder = write_folder(tmp_path / "endless", "llama3")
+    (folder / "chat_template.jinja").write_text("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja turned loops"):
+        encode_rows([chat(*PLAIN)] * 100, ChatTokenizer.open(folder), on_bad="skip")
 
 
 def test_all_rows_a_template_refuses_are_listed_at_once_up_to_a_limit(tmp_path):

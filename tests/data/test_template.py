@@ -1,5 +1,7 @@
 import json
+import tracemalloc
 from datetime import datetime
+from time import process_time
 
 import jinja2
 import pytest
@@ -20,8 +22,8 @@ from tests.data.real_templates import (
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lorawise.base.errors import DataError
-from lorawise.data import template as template_module
+from lorawise.base.errors import DataError, ModelError
+from lorawise.data import sandbox
 from lorawise.data.template import ChatTemplate
 
 SYSTEM = [{"role": "system", "content": "You are terse.  "}, *PLAIN]
@@ -102,28 +104,115 @@ def test_python_failures_in_a_template_are_data_errors():
         ChatTemplate("{{ 'a' + messages }}").render([user("x")])
 
 
+def grown(first: str, then: str) -> str:
+    """A value made again of itself, sixty times over."""
+    return f"{{% set ns = namespace(x={first}) %}}{{% for i in range(60) %}}{{% set ns.x = {then} %}}{{% endfor %}}"
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "recursion": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "branching recursion": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "block": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+    "text": "{{ 'a' * 999999999 }}",
+    "doubling ~": grown("'ab'", "ns.x ~ ns.x"),
+    "doubling +": grown("'ab'", "ns.x + ns.x"),
+    "doubling list": grown("[1]", "ns.x + ns.x"),
+    "doubling nest": grown("[1]", "[ns.x, ns.x]") + "{{ ns.x }}",
+    "nest compared": "{% set n = namespace(x=[1],y=[1]) %}"
+    "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}",
+    "doubling dict": grown("1", "{'a': ns.x, 'b': ns.x}") + "{{ ns.x|tojson }}",
+    "doubling dict()": grown("1", "dict(a=ns.x, b=ns.x)") + "{{ ns.x|tojson }}",
+    "doubling namespace": grown("1", "namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
+    "ns holds": grown("[1]*1000", "[ns.x]*1000") + "{{ ns.x }}",
+    "set block": "{% set ns = namespace(x='ab') %}"
+    "{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+    "macro doubles": "{% macro d(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='ab') %}"
+    "{% for i in range(60) %}{% set ns.x = d(ns.x) %}{% endfor %}",
+    "filter center": "{{ 'a'|center(9999999999) }}",
+    "method center": "{{ 'a'.center(9999999999) }}",
+    "ljust": "{{ 'a'.ljust(9999999999) }}",
+    "zfill": "{{ 'a'.zfill(9999999999) }}",
+    "expandtabs": "{{ ('\t' * 1000000).expandtabs(100000) }}",
+    "replace": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "replace filter": "{{ ('a' * 1000000)|replace('a', 'b' * 1000000) }}",
+    "join": "{{ ('b' * 1000000).join('a' * 1000000) }}",
+    "join filter": "{{ ('a' * 1000000)|join('b' * 1000000) }}",
+    "indent": "{{ ('a\n' * 1000000)|indent('b' * 1000000) }}",
+    "wordwrap": "{{ ('a' * 1000000)|wordwrap(1, true, 'b' * 1000000) }}",
+    "format": "{{ '{:9999999999}'.format(1) }}",
+    "format {}": "{{ '{:{}}'.format(1, 9999999999) }}",
+    "format map": "{{ '{a:9999999999}'.format_map({'a': 1}) }}",
+    "format filter": "{{ '%9999999999d'|format(1) }}",
+    "format many": "{{ ('{0}' * 1000000).format('b' * 1000000) }}",
+    "percent": "{{ '%9999999999d' % 1 }}",
+    "percent *": "{{ '%*d' % (9999999999, 1) }}",
+    "percent many": "{{ ('%(a)s' * 1000000) % {'a': 'b' * 1000000} }}",
+    "translate": "{{ ('a' * 1000000).translate({97: 'b' * 1000000}) }}",
+    "tojson": "{{ [[[[1]]]]|tojson(indent=9999999999) }}",
+    "tojson sep": "{{ ([1] * 1000000)|tojson(separators=('b' * 1000000, ':')) }}",
+    "batch": "{{ [1]|batch(9999999999, 'x')|list|length }}",
+    "slice": "{{ [1]|slice(9999999999)|list|length }}",
+    "round": "{{ 1.5|round(9999999999, 'ceil') }}",
+    "to_bytes": "{{ (1).to_bytes(9999999999, 'big') }}",
+    "map": "{{ range(99999)|map('string')|map('center', 99999)|join }}",
+    "map list": "{{ range(99999)|map('string')|map('center', 99999)|list }}",
+    "sum lists": "{{ ([[1]*10000] * 5000)|sum(start=[])|length }}",
+    "power": "{{ 10 ** 100000 }}",
+    "product": "{% set ns = namespace(x=9**60) %}"
+    "{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x % 7 }}",
+    "list": "{{ [1] * 999999999 }}",
+    "output": "{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+    "pieces": "{% set ns = namespace(x=[]) %}"
+    "{% for a in range(99999) %}{% set ns.x = ns.x + ['é' * 99999] %}{% endfor %}",
+    "urlize": "{{ ('http://a.b ' * 100000)|urlize(rel='b' * 1000000) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_without_end_is_stopped_before_it_takes_much_time_or_memory(name, monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_TURNS", 5_000)
+    monkeypatch.setattr(sandbox, "MAX_MADE", 5_000_000)
+    started = process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError) as met:
+            ChatTemplate(ENDLESS[name], where="model/chat_template.jinja").render([user("x")])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert process_time() - started < 10
+    assert peak < 100e6
+    assert met.value.found.startswith("model/chat_template.jinja ")
+    assert "data.template" in met.value.cure
+
+
 @pytest.mark.parametrize(
-    "code",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
-        "{{ 'a' * 999999999 }}",
-        "{{ [1] * 999999999 }}",
-        "{{ 10 ** 100000 }}",
-        "{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
-    ],
-    ids=["loops", "recursion", "text", "list", "power", "output"],
+    "code", ["{{ lipsum() }}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{% for a in b %}" * 99]
 )
-def test_a_template_without_end_is_stopped(code, monkeypatch):
-    monkeypatch.setattr(template_module, "MAX_LOOPS", 100_000)
+def test_what_cannot_be_compiled_or_is_not_there_is_refused(code):
     with pytest.raises(DataError):
         ChatTemplate(code).render([user("x")])
 
 
 def test_a_slow_template_is_stopped_by_the_clock(monkeypatch):
-    monkeypatch.setattr(template_module, "MAX_SECONDS", -1.0)
-    with pytest.raises(DataError, match="seconds"):
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", -1.0)
+    with pytest.raises(ModelError, match="seconds"):
         ChatTemplate("{% for a in range(5000) %}{% endfor %}").render([user("x")])
+
+
+def test_bounds_begin_anew_with_each_rendering(monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_TURNS", 10)
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert all(template.render([user("x")] * 8) == "x" * 8 for _ in range(5))
+
+
+def test_long_conversations_are_far_from_the_bounds():
+    """A thousand long turns, through the templates that do most with them."""
+    messages = [message for i in range(500) for message in (user(f"{i} " + "why " * 200), assistant("so " * 200))]
+    for name in ("qwen3", "llama3", "gptoss"):
+        text = ChatTemplate(source(name)).render(messages, variables={"bos_token": "<s>", "eos_token": "</s>"})
+        assert len(text) > 600_000
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorawise.base.errors import DataError
+from lorawise.base.errors import DataError, ModelError
 from lorawise.checking.setting import Setting
 from lorawise.data.causes import CURES, BadRow
 from lorawise.data.encoded import MUTE
@@ -126,7 +126,7 @@ def encoded(rows: Sequence[Row], folder: Path, max_length: int) -> Tokens | None
         tokenizer = ChatTokenizer.open(folder)
         encoder = Encoder(tokenizer, EncodeOptions(max_length=max_length))
         done, refused = encoder.encode(shown)
-    except DataError:
+    except (DataError, ModelError):
         return None
     stops = {*tokenizer.stop_ids, *encoder.terminators}
     bos = tokenizer.bos_id

@@ -1,7 +1,7 @@
 """Chat templates: messages in, the text the model reads out, as transformers' `apply_chat_template` renders it.
 
-A template is a Jinja program that came with a model, so it is input: it runs in jinja2's immutable sandbox, may not
-loop, print or multiply without end, and its failures are `DataError`s that carry its own words. `{% generation %}`
+A template is a Jinja program that came with a model, so it is input: it runs in a sandbox where it can neither reach
+outside nor run away (`sandbox.py`), and its failures are `DataError`s that carry its own words. `{% generation %}`
 marks are read and ignored. The clock a template may ask for is frozen when the template is made, so that the same
 rows give the same text all through a run.
 """
@@ -10,25 +10,21 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from time import monotonic
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lorawise.base.errors import DataError
+from lorawise.base.errors import DataError, ModelError
 from lorawise.base.files import digest_text
 from lorawise.base.registry import Registry
+from lorawise.data.sandbox import BoundedEnvironment, RunsAway
 
 Message = Mapping[str, Any]
 
 MAX_SOURCE = 1_000_000  # characters of a template; the longest known is below 20,000
-MAX_OUTPUT = 50_000_000  # characters one conversation may render to
-MAX_LOOPS = 2_000_000  # turns of all loops in one rendering
-MAX_SECONDS = 20.0
 
 CHATML = (
     "{{ bos_token if starts_with_bos else '' }}"
@@ -69,7 +65,9 @@ class ChatTemplate:
         self._environment = _Environment(self.now)
         try:
             self._template = self._environment.from_string(source)
-        except _TEMPLATE_FAILURES as problem:
+        except RunsAway as problem:
+            raise _endless(where, str(problem)) from None
+        except (*_TEMPLATE_FAILURES, SyntaxError) as problem:
             raise DataError(f"{where} cannot be read: {_words(problem)}", cure=_CURE) from problem
 
     @property
@@ -91,7 +89,8 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text. `variables` are the tokenizer's special tokens and what else the template reads.
 
-        `DataError` with the template's own message when it refuses the conversation or exceeds its bounds.
+        `DataError` with the template's own message when it refuses the conversation; `ModelError` when it would not end
+        or would fill the memory: no other row would fare better, so nobody should go on to the next.
         """
         given = {
             **(variables or {}),
@@ -100,20 +99,26 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        self._environment.start_budget()
-        parts, size = [], 0
+        self._environment.start()
         try:
-            for part in self._template.generate(given):
-                size += len(part)
-                if size > MAX_OUTPUT:
-                    raise jinja2.TemplateRuntimeError(f"it printed more than {MAX_OUTPUT:,} characters")
-                parts.append(part)
+            return self._template.render(given)
+        except RunsAway as problem:
+            raise _endless(self.where, str(problem)) from None
+        except RecursionError:
+            raise _endless(self.where, "calls itself without end") from None
         except _TEMPLATE_FAILURES as problem:
             raise DataError(f"{self.where} refuses this conversation: {_words(problem)}", cure=_CURE) from problem
-        return "".join(parts)
 
 
 _CURE = "change the messages to what the template takes, or name another template"
+
+
+def _endless(where: str, found: str) -> ModelError:
+    return ModelError(
+        f"{where} {found}",
+        expected="a chat template that prints a conversation and ends",
+        cure="do not trust this model, or name another template with data.template",
+    )
 
 
 def _words(problem: BaseException) -> str:
@@ -146,46 +151,15 @@ def _plain(value: object) -> Any:
     )
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox set up as transformers does, with a count of loop turns and a bound on `*` and `**`."""
-
-    intercepted_binops = frozenset({"*", "**"})
+class _Environment(BoundedEnvironment):
+    """The bounded sandbox, set up as transformers sets up jinja2."""
 
     def __init__(self, now: datetime) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = now.strftime
-        self.start_budget()
-
-    def start_budget(self) -> None:
-        self._loops = 0
-        self._deadline = monotonic() + MAX_SECONDS
-
-    def count_loop(self) -> None:
-        self._loops += 1
-        if self._loops > MAX_LOOPS:
-            raise jinja2.TemplateRuntimeError(f"its loops turned more than {MAX_LOOPS:,} times")
-        if self._loops % 1024 == 0 and monotonic() > self._deadline:
-            raise jinja2.TemplateRuntimeError(f"it ran for more than {MAX_SECONDS:g} seconds")
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            call = nodes.Call(nodes.EnvironmentAttribute("count_loop"), [], [], None, None, lineno=loop.lineno)
-            loop.body.insert(0, nodes.ExprStmt(call, lineno=loop.lineno).set_environment(self))
-        return tree
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator == "**" and not (numbers and abs(left) <= 1e6 and abs(right) <= 64):
-            raise jinja2.TemplateRuntimeError(f"a power that large: {left!r} ** {right!r}")
-        if operator == "*" and not numbers:
-            size = max(len(side) for side in (left, right) if isinstance(side, (str, list, tuple)))
-            times = next((side for side in (left, right) if isinstance(side, int)), 1)
-            if size * times > MAX_OUTPUT:
-                raise jinja2.TemplateRuntimeError(f"a text repeated {times:,} times")
-        return super().call_binop(context, operator, left, right)
+        self.bound_filters()
 
 
 class _Generation(Extension):
