@@ -28,12 +28,10 @@ ROW_CHARACTERS = 1_500
 LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-class _Stderr(Console):
-    def __init__(self) -> None:
-        super().__init__(stderr=True)
+class LastingConsole(Console):
+    """One that raises `BrokenPipeError` when its reader has left, where rich would end the process."""
 
     def on_broken_pipe(self) -> None:
-        """rich would end the process here."""
         raise BrokenPipeError
 
 
@@ -41,7 +39,7 @@ class ConsoleReader:
     """Shows every event on `console`, which is stderr unless given. Nobody left to read it does not end the run."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Stderr()
+        self.console = console or LastingConsole(stderr=True)
         self._pace = _Pace()
         self._progress: _LiveLine | _PlainLines | None = None
 

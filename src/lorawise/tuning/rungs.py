@@ -97,6 +97,10 @@ class Interval:
         """Whether zero is outside."""
         return abs(self.mean) > self.half
 
+    def __str__(self) -> str:
+        """`+0.031 ± 0.008`, without a negative zero."""
+        return f"{round(self.mean, 3) + 0.0:+.3f} ± {self.half:.3f}"
+
 
 def paired_interval(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:
     """Of `one` − `other`, row by row; the half is infinite for a single row."""

@@ -145,7 +145,7 @@ def _behind(story: StudyStory, trial: int) -> str:
     if not rungs:
         return ""
     gap = story.behind(trial, max(rungs))
-    return "leads" if gap is None else f"{gap.mean:+.3f} ± {gap.half:.3f}"
+    return "leads" if gap is None else str(gap)
 
 
 @dataclass(frozen=True, kw_only=True)
