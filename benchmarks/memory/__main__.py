@@ -77,8 +77,8 @@ def strict(row: Row) -> dict[str, Any]:
         "source": row.source,
         "stack": asdict(row.stack),
         "measured": row.measured,
-        "traced": traced.allocated / GIB,
-        "closed": closed.allocated / GIB,
+        "traced": traced.counted / GIB,
+        "closed": closed.counted / GIB,
         "measured_reserved": row.reserved,
         "traced_reserved": traced.reserved / GIB,
         "closed_reserved": closed.reserved / GIB,
@@ -128,7 +128,7 @@ def off(value: float | str | None, measured: float | None) -> str:
 
 def show_strict(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table(title="GiB at the peak, and how far from measured")
-    for column in ("configuration", "measured", "traced", "closed form", "reserved", "traced", *PEERS):
+    for column in ("configuration", "measured", "traced", "closed form", "reserved", "traced", "closed", *PEERS):
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for row in rows:
         others = [
@@ -142,6 +142,7 @@ def show_strict(console: Console, rows: list[dict[str, Any]]) -> None:
             off(row["closed"], row["measured"]),
             "–" if row["measured_reserved"] is None else f"{row['measured_reserved']:.2f}",
             off(row["traced_reserved"], row["measured_reserved"]),
+            off(row["closed_reserved"], row["measured_reserved"]),
             *others,
         )
     console.print(table)

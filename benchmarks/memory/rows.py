@@ -8,7 +8,8 @@ from a plain stack of today, each with its evidence:
     upcast="norms" (fms, baseline) the published memory at rest has 16-bit embeddings, the growth with the batch is that
                    of fp32 hidden states
     upcast="all"   (RTX) the published memory after attaching the adapter has fp32 embeddings
-    held_outputs   (RTX) the published memory after the first forward holds the logits
+    held_outputs   (RTX) the published memory after the first forward holds the logits, and the reserved memory of the
+                   LoRA row one more segment of their size: a loop that keeps `outputs` until the next step's are there
 """
 
 from dataclasses import dataclass, field, replace

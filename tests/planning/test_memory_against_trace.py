@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tests.planning.shapes import config_of, facts_of
 
+from lorawise.base.errors import ConfigError
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.memory import Stack, Workload, predict
 from lorawise.training.trace import trace
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
         "config": QV,
         "stack": Stack(dropout=0.1, shifted_loss=True),
     },
+    "stock, outputs held": {"workload": PADDED, "trainer": "hf", "stack": Stack(held_outputs=True)},
     "stock, autocast": {"workload": PADDED, "trainer": "hf", "stack": Stack(autocast=True)},
     "stock, 4-bit, prepared": {"workload": PADDED, "method": "qlora", "trainer": "hf", "stack": PREPARED},
     "stock, 4-bit, prepared, autocast": {
@@ -119,6 +121,43 @@ def test_older_layouts_and_softcaps_are_within_three_percent(family: str, traine
     architecture, own = OLDER[family]
     allocated, _ = errors(family, architecture, {"workload": PADDED, "trainer": trainer}, **own)
     assert abs(allocated) <= 0.03
+
+
+WHOLE = {
+    "the embedding": {"modules_to_save": ("embed_tokens",)},
+    "the head": {"modules_to_save": ("lm_head",)},
+    "both": {"modules_to_save": ("lm_head", "embed_tokens")},
+    "the last norm": {"modules_to_save": ("norm",)},
+    "the down projections": {"target_modules": "qv", "modules_to_save": ("down_proj",)},
+    "biases": {"bias": "all"},
+}
+
+
+@pytest.mark.parametrize("case", [{"workload": PACKED}, {"workload": Workload(tokens=256), "mode": "frugal"}])
+@pytest.mark.parametrize("what", WHOLE)
+def test_what_is_trained_in_full_beside_the_adapter_is_counted(what: str, case: dict[str, Any]) -> None:
+    """Each takes from 4 to 56 % of the whole here."""
+    config = LoraConfig(r=8, **WHOLE[what])  # type: ignore[arg-type]
+    allocated, reserved = errors("qwen2", "Qwen2ForCausalLM", {"config": config, **case})
+    assert abs(allocated) <= 0.005
+    if case["workload"] is PACKED:  # a smaller step is a handful of segments
+        assert abs(reserved) <= 0.10
+
+
+def test_a_stock_trace_refuses_what_it_would_leave_out() -> None:
+    config = LoraConfig(r=8, modules_to_save=("lm_head",))
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        trace(config_of("llama"), config, workload=PADDED, trainer="hf")
+
+
+@pytest.mark.parametrize("mode", ["speed", "frugal"])
+@pytest.mark.parametrize("length", [64, 1024])
+def test_packed_rows_under_a_softcap_are_within_one_percent(length: int, mode: str) -> None:
+    """Gemma 2 caps its scores, which are made block by block, and its logits, whose tanh is kept."""
+    own = {"head_dim": 64, "query_pre_attn_scalar": 64}
+    case = {"workload": Workload(tokens=2048, length=length), "mode": mode}
+    allocated, _ = errors("gemma2", "Gemma2ForCausalLM", case, **own)
+    assert abs(allocated) <= 0.01
 
 
 EXPERTS = {

@@ -6,6 +6,8 @@
 The meaning of a setting is `lora/selection.py`, the same that real models are asked with.
 """
 
+from collections.abc import Iterator
+
 from lorawise.facts.model import Matrix, ModelFacts
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.selection import EXPERT_PARAMETERS, ModuleNames, called_within, selected_names
@@ -20,7 +22,8 @@ def trainable(facts: ModelFacts, config: LoraConfig) -> int:
     """Parameters that `config` trains on this model: adapters, `modules_to_save` and biases."""
     chosen = selected(facts, config)
     adapters = sum(m.experts * config.rank_of(m.name) * (m.in_features + m.out_features) for m in chosen)
-    return adapters + _trained_in_full(facts, config, frozenset(m.name for m in chosen))
+    full = trained_in_full(facts, config, frozenset(m.name for m in chosen))
+    return adapters + sum(size for _, size in full)
 
 
 def module_names(facts: ModelFacts) -> ModuleNames:
@@ -68,19 +71,27 @@ def _within(name: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _trained_in_full(facts: ModelFacts, config: LoraConfig, adapted: frozenset[str]) -> int:
-    """Elements of the base's parameters that are trained as copies: of whole modules, and biases.
+def trained_in_full(
+    facts: ModelFacts, config: LoraConfig, adapted: frozenset[str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """(name, elements) of the base's parameters that are trained as copies: of whole modules, and biases. `adapted`
+    are the names of `selected`, where the caller has them.
 
     A head tied to the embedding is one parameter under two names; each name that is saved has a copy of its own.
     """
-    total = 0
+    if not config.modules_to_save and config.bias == "none":
+        return
+    adapted = frozenset(m.name for m in selected(facts, config)) if adapted is None else adapted
     for matrix in facts.matrices:
         module = matrix.name.rpartition(".")[0] if matrix.kind == "experts" else matrix.name
         saved = any(called_within(module, wanted) for wanted in config.modules_to_save)
         biases = config.bias == "all" or (config.bias == "lora_only" and matrix.name in adapted)
-        total += matrix.parameters if saved else (matrix.parameters - matrix.weights) * biases
+        if saved:
+            yield f"{matrix.name}.weight", matrix.weights
+        if matrix.bias and (saved or biases):
+            yield f"{matrix.name}.bias", matrix.parameters - matrix.weights
     for parameter in facts.others:
         module, _, key = parameter.name.rpartition(".")
         saved = any(called_within(module, wanted) for wanted in config.modules_to_save)
-        total += parameter.size if saved or (config.bias == "all" and "bias" in key) else 0
-    return total
+        if saved or (config.bias == "all" and "bias" in key):
+            yield parameter.name, parameter.size

@@ -1,6 +1,7 @@
 """What a prediction of memory is asked and answers.
 
-allocated   bytes that tensors hold at the worst instant, as `torch.cuda.max_memory_allocated` counts them
+allocated   bytes that tensors hold at the worst instant, each rounded up to 512
+counted     the same as `torch.cuda.max_memory_allocated` tells it: with the rests of blocks too small to split off
 reserved    what the caching allocator takes from the device for that
 context     what CUDA itself takes beside torch; no part of the two above
 """
@@ -76,7 +77,7 @@ class Stack:
                   `prepare_model_for_kbit_training`; `norms` the norms alone, which makes the hidden states fp32 too
     autocast      bf16 autocast around the forward pass, as the Trainer's `bf16: true`
     shifted_loss  the loss copies the logits shifted by one, as transformers did until 4.49
-    held_outputs  the caller still holds the model's outputs, logits among them, while it goes backward
+    held_outputs  the caller holds the model's outputs, logits among them, until the next step has made new ones
     dropout       of the adapter's input, stock PEFT (a byte and a copy an input value)
     """
 
@@ -109,6 +110,7 @@ class Line:
 class Memory:
     """`by_cause` is what is alive at the peak instant, largest first; it sums to `allocated`.
 
+    unsplit   what blocks in use have beyond their tensors, at the allocator's own peak
     instant   what the run is doing when the peak comes
     versions  of what the prediction describes
     """
@@ -117,6 +119,7 @@ class Memory:
     reserved: int
     context: int
     by_cause: tuple[Line, ...]
+    unsplit: int = 0
     instant: str = ""
     versions: str = ""
 
@@ -126,6 +129,12 @@ class Memory:
             raise ValueError(f"causes sum to {total}, allocated is {self.allocated}")
 
     @property
+    def counted(self) -> int:
+        """What `torch.cuda.max_memory_allocated` would say. It may fall by a little where the load grows: what is left
+        of a block depends on what was there before. `allocated` never does."""
+        return self.allocated + self.unsplit
+
+    @property
     def total(self) -> int:
         """What has to fit on the device: reserved and context."""
         return self.reserved + self.context
@@ -133,6 +142,7 @@ class Memory:
     def to_json(self) -> Mapping[str, Any]:
         return {
             "allocated": self.allocated,
+            "counted": self.counted,
             "reserved": self.reserved,
             "context": self.context,
             "instant": self.instant,

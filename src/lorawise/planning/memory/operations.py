@@ -4,6 +4,7 @@
     frozen product       nothing                                dx; NF4: the whole matrix in 16 bits, twice
     with our adapter     x, u = A·x, A and s·B in 16 bits       dx in place, du, dA, dB
     with PEFT's          x in fp32, u in fp32                   dy, B's output and dx in fp32
+    trained in full      x; ours: W in 16 bits            dx, dW in 16 bits; ours: dW in fp32
     RMS norm             x in fp32, 1/rms                       five fp32 copies of x
     rotary embedding     nothing                                four copies of q
     attention            q, k, v, out, logΣexp in fp32          dq, dk, dv, and flash attention's fp32 sums
@@ -18,7 +19,7 @@ from typing import Literal
 
 from lorawise.planning.memory.tape import ROUNDING, Buffer, Edge, Gradients, Tape, Value
 
-Adapter = Literal["none", "fused", "added", "peft", "full"]
+Adapter = Literal["none", "fused", "added", "peft", "full", "copy"]
 Norm = Literal["rms", "centred", "layer"]
 
 
@@ -37,7 +38,8 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One linear layer. rank 0: frozen alone; count: of experts in one; packed4: in NF4, made whole for a product."""
+    """One linear layer. rank 0: frozen alone; count: of experts in one; packed4: in NF4, made whole for a product;
+    adapter `full`: trained in its own type, `copy`: through an fp32 copy, as our trainer trains whole modules."""
 
     inner: int
     outer: int
@@ -55,6 +57,8 @@ def product(tape: Tape, n: Numbers, x: Value, p: Product, *, gradients: list[Buf
     y = Value(tape.buffer(n.tokens * p.outer * n.compute), needs=x.needs or p.adapter not in ("none",))
     if p.adapter in ("fused", "added"):
         return _ours(tape, n, x, read, y, p)
+    if p.adapter == "copy":
+        return _copy(tape, n, x, read, y, p)
     base = Value(y.buffer, needs=x.needs or p.adapter == "full")
     kept = read.buffer if p.adapter == "full" else None
     tape.node(base.edge, partial(_frozen_backward, tape, n, x.edge, x.buffer.size, p, kept, gradients))
@@ -133,6 +137,23 @@ def _ours(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product) -
     else:
         tape.node(below, partial(_frozen_backward, tape, n, edge, size, p, None, None))
         tape.node(out.edge, added)
+    return out
+
+
+def _copy(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product) -> Value:
+    """The fp32 copy is cast for the product, and its gradient cast back."""
+    size = p.count * p.inner * p.outer
+    cast = tape.buffer(n.compute * size, "adapters in 16 bits") if n.compute < 4 else None
+    edge, width, kept = x.edge, x.buffer.size, (read.buffer, cast)
+    out = Value(y.buffer, needs=True)
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        given = _input_gradient(tape, n, edge, width, p)
+        tape.brief(n.compute * size, *([4 * size] if n.compute < 4 else []), cause="gradients")
+        return given
+
+    del cast, kept
+    tape.node(out.edge, backward)
     return out
 
 

@@ -2,6 +2,7 @@
 
     allocated = max over the step's instants of Σ what is alive      (tape.py; never a sum of maxima)
     reserved  = what CUDA's caching allocator takes for that         (allocator.py, replaying the step's requests)
+    counted   = allocated, and the rests of blocks too small to split off       (the same replay)
 
 Layers that are alike are walked at both ends and counted in between: memory is linear in the layer's number there, so
 the peak lies at an end.
@@ -58,13 +59,14 @@ def predict(
         workspace=cublas_workspace(name),
     )
     tape = step.run()
-    words = because(step)
+    words, replay = because(step), replayed(tape.events)
     lines = [Line(cause=c, bytes=size, because=words.get(c, c)) for c, size in tape.at_peak.items() if size]
     return Memory(
         allocated=tape.peak,
-        reserved=replayed(tape.events),
+        reserved=replay.reserved,
         context=context_bytes(name),
         by_cause=tuple(sorted(lines, key=lambda line: -line.bytes)),
+        unsplit=replay.counted - tape.peak,
         instant=tape.instant,
         versions=VERSIONS,
     )

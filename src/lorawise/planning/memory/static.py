@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lorawise.facts.model import Matrix, ModelFacts
-from lorawise.facts.targets import selected
+from lorawise.facts.targets import selected, trained_in_full
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.memory.model import Method, Stack
 from lorawise.planning.memory.tape import Buffer, Tape
@@ -70,11 +70,11 @@ def adapter_sizes(facts: ModelFacts, config: LoraConfig) -> dict[str, tuple[int,
 
 
 def our_state(tape: Tape, facts: ModelFacts, config: LoraConfig, slots: int) -> Iterator[Buffer]:
-    """BankAdamW's flat buffers, one of each for A and for B: values, what backward adds to, two moments; for several
-    slots the gradients once more, slot after slot."""
+    """BankAdamW's flat buffers, one of each for A, for B and for what is trained in full: values, what backward adds
+    to, two moments; for several slots the gradients once more, slot after slot."""
     sizes = adapter_sizes(facts, config).values()
-    for side in (0, 1):
-        width = 4 * slots * sum(size[side] for size in sizes)
+    sides = [4 * slots * sum(size[side] for size in sizes) for side in (0, 1)]
+    for width in filter(None, (*sides, 4 * sum(size for _, size in trained_in_full(facts, config)))):
         yield tape.buffer(width, ADAPTERS)
         yield tape.buffer(width, GRADIENTS)
         if slots > 1:
@@ -84,7 +84,8 @@ def our_state(tape: Tape, facts: ModelFacts, config: LoraConfig, slots: int) -> 
 
 
 def stock_state(tape: Tape, facts: ModelFacts, config: LoraConfig | None, stack: Stack) -> Iterator[Buffer]:
-    """Adapters in fp32 a tensor at a time (none for full fine-tuning) and the moments of what trains."""
+    """Adapters in fp32 a tensor at a time (none for full fine-tuning), whole modules as PEFT copies them, in the
+    weights' type, and the moments of what trains."""
     if config is None:
         e = compute_bytes(facts)
         sizes = [(m.weights, e) for m in facts.matrices if not (facts.tied and m in facts.heads)]
@@ -92,8 +93,9 @@ def stock_state(tape: Tape, facts: ModelFacts, config: LoraConfig | None, stack:
         sizes += [(parameter.size, e) for parameter in facts.others]
     else:
         sizes = [(size, 4) for pair in adapter_sizes(facts, config).values() for size in pair]
-        for size, _ in sizes:
-            yield tape.buffer(4 * size, ADAPTERS)
+        sizes += [(size, compute_bytes(facts)) for _, size in trained_in_full(facts, config)]
+        for size, width in sizes:
+            yield tape.buffer(width * size, ADAPTERS)
     for size, width in sizes:
         for _ in range(2):
             if stack.optimizer != "paged-8bit":

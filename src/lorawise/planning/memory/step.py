@@ -1,12 +1,13 @@
 """One optimizer step of either trainer, put on a tape."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorawise.facts.model import Matrix, ModelFacts
-from lorawise.facts.targets import selected
+from lorawise.facts.targets import selected, trained_in_full
 from lorawise.lora.config import LoraConfig
+from lorawise.lora.selection import layer_index
 from lorawise.planning.memory import loss, static
 from lorawise.planning.memory.decoder import Layer, Pass, layers_of
 from lorawise.planning.memory.model import Method, Mode, Stack, TrainerName, Workload
@@ -40,15 +41,21 @@ class Step:
             held += static.our_state(tape, self.facts, self.config, self.slots)
         else:
             held += static.stock_state(tape, self.facts, self.config, self.stack)
-        gradients: list[Buffer] = []
-        for _ in range(2 if self.workload.accumulate and not self.ours else 1):
-            fresh: list[Buffer] = []
-            self._micro(tape, fresh)
-            gradients = gradients or fresh
-            del fresh
-        if not self.ours:
-            self._update(tape, gradients)
+        outputs: list[Buffer] = []
+        for _ in range(2 if self._holds else 1):  # the second step finds the outputs of the first
+            gradients: list[Buffer] = []
+            for _ in range(2 if self.workload.accumulate and not self.ours else 1):
+                fresh: list[Buffer] = []
+                self._micro(tape, fresh, outputs)
+                gradients = gradients or fresh
+                del fresh
+            if not self.ours:
+                self._update(tape, gradients)
         return tape
+
+    @property
+    def _holds(self) -> bool:
+        return self.stack.held_outputs and not self.ours
 
     @property
     def ours(self) -> bool:
@@ -74,6 +81,14 @@ class Step:
             return {}
         return {m.name: self.config.rank_of(m.name) for m in selected(self.facts, self.config)}
 
+    @cached_property
+    def whole(self) -> dict[str, int]:
+        """What is trained in full beside the adapters: name of the parameter → elements."""
+        return {} if self.config is None else dict(trained_in_full(self.facts, self.config))
+
+    def _is_whole(self, module: str) -> bool:
+        return f"{module}.weight" in self.whole
+
     @property
     def hidden_bytes(self) -> int:
         """Of one hidden state's value: fp32 where a 4-bit base was prepared so."""
@@ -86,6 +101,8 @@ class Step:
         adapter: Adapter = "none"
         if self.method == "full":
             adapter = "full"
+        elif self._is_whole(matrix.name):
+            adapter = "copy" if self.ours else "full"
         elif rank:
             adapter = "peft" if not self.ours else "added" if packed4 else "fused"
         return Product(
@@ -97,7 +114,7 @@ class Step:
             count=matrix.experts,
         )
 
-    def _micro(self, tape: Tape, gradients: list[Buffer]) -> None:
+    def _micro(self, tape: Tape, gradients: list[Buffer], outputs: list[Buffer]) -> None:
         full = self.method == "full"
         run = Pass(
             tape=tape,
@@ -106,22 +123,23 @@ class Step:
             masked=self.workload.masked,
             score_bytes=self.numbers.compute if not self.ours else 0 if self.workload.packed else 4,
             gradients=None if self.ours else gradients,
-            trained=full,
+            trained=full or any("norm" in name and layer_index(name) is not None for name in self.whole),
         )
         with tape.during(phase="forward"):
             tables = [
                 tape.buffer(self.numbers.tokens * self.facts.head_dim * self.hidden_bytes, "hidden states")
                 for _ in "cs"
             ]
-            x = self._embedded(tape)
+            x = self._embedded(tape, gradients)
             x = self._through_layers(tape, run, x)
             cells = self.numbers.tokens * self.facts.hidden_size
             with tape.during(cause="norms"):
                 layer = layers_of(self.facts)[0]
-                x = norm(tape, x, cells, self.numbers.tokens, layer.kind, trained=full)
+                trained = full or any("norm" in name and layer_index(name) is None for name in self.whole)
+                x = norm(tape, x, cells, self.numbers.tokens, layer.kind, trained=trained)
         last = [x]
         del x
-        self._lose(tape, run, last)
+        self._lose(tape, run, last, outputs)
         del tables
         if full:
             with tape.during(phase="backward"):
@@ -131,10 +149,27 @@ class Step:
     def _embedding_gradient(self) -> int:
         return sum(m.weights for m in self.facts.embeddings) * self.numbers.compute
 
-    def _embedded(self, tape: Tape) -> Value:
+    def _embedded(self, tape: Tape, gradients: list[Buffer]) -> Value:
         size = self.numbers.tokens * self.facts.hidden_size * self.hidden_bytes
+        trained = [m for m in self.facts.embeddings if self._is_whole(m.name)]
         needs = self.method == "full" or bool(EVERY[self.mode])  # checkpointing wants inputs that need a gradient
-        return Value(tape.buffer(size, "hidden states"), needs=needs)
+        e, wide = self.numbers.compute, sum(m.weights for m in trained)
+        if self.ours and wide and e < 4:
+            tape.brief(e * wide, cause="adapters in 16 bits")
+        x = Value(tape.buffer(size, "hidden states"), needs=needs or bool(wide))
+        if not wide:
+            return x
+
+        def backward(_: Buffer) -> Gradients:
+            made = tape.buffer(e * wide, static.GRADIENTS)
+            if not self.ours:
+                gradients.append(made)
+            elif e < 4:
+                tape.brief(4 * wide, cause=static.GRADIENTS)
+            return []
+
+        tape.node(x.edge, backward)
+        return x
 
     def _through_layers(self, tape: Tape, run: Pass, x: Value) -> Value:
         layers, every = layers_of(self.facts), EVERY[self.mode]
@@ -187,8 +222,9 @@ class Step:
             return self.numbers.compute * sum(m.weights for m in layer.matrices)
         return 4 * sum(self.ranks.get(m.name, 0) * (m.in_features + m.out_features) for m in layer.matrices)
 
-    def _lose(self, tape: Tape, run: Pass, last: list[Value]) -> None:
-        """Loss and backward over the last hidden states, which are taken out of the list."""
+    def _lose(self, tape: Tape, run: Pass, last: list[Value], outputs: list[Buffer]) -> None:
+        """Loss and backward over the last hidden states, which are taken out of the list; `outputs` are what the
+        caller holds of this step, in the place of those of the step before."""
         x, w = last.pop(), self.workload
         sizes = loss.Sizes(
             tokens=self.numbers.tokens,
@@ -197,33 +233,39 @@ class Step:
             vocabulary=self.facts.vocab_size,
             slots=self.slots,
             e=self.hidden_bytes,
+            capped=bool(self.facts.config.get("final_logit_softcapping")),
+            trained=sum(m.weights for m in self.facts.heads if self._is_whole(m.name)),
         )
         if self.ours:
-            kept = loss.chunked(tape, sizes)
+            kept, head_gradient = loss.chunked(tape, sizes)
             end = x.edge
             del x
             with tape.during(cause="gradients of activations", phase="backward"):
-                gradient = [loss.chunked_backward(tape, sizes, kept)]
-                del kept
+                gradient = [loss.chunked_backward(tape, sizes, kept, head_gradient)]
+                del kept, head_gradient
                 tape.backward(end, gradient)
             return
         head = self.facts.heads[0] if self.facts.heads else None
         assert head is not None, "a causal language model has a head"
         with tape.during(cause=loss.LOGITS, phase="the loss"):
-            logits = product(tape, self.numbers, x, self._head(head), gradients=run.gradients)
-            if self.stack.upcast == "all" and self.hidden_bytes == 4 and not self.stack.autocast:
-                logits.buffer = tape.buffer(4 * self.numbers.tokens * head.out_features)
+            logits = product(tape, self._heads_numbers, x, self.product_of(head), gradients=run.gradients)
+            if sizes.capped:
+                logits = loss.capped(tape, logits)
             size = logits.buffer.size
-            out, held = logits.edge, logits.buffer if self.stack.held_outputs else None
+            out, made = logits.edge, [logits.buffer] if self._holds else []
             state = [loss.stock(tape, logits, sizes, self.stack)]
             del logits, x
+            outputs[:] = made
+            del made
             gradient = [loss.stock_backward(tape, size, sizes, state, self.stack)]
         with tape.during(cause="gradients of activations", phase="backward"):
             tape.backward(out, gradient)
-        del held
 
-    def _head(self, head: Matrix) -> Product:
-        return self.product_of(head)
+    @property
+    def _heads_numbers(self) -> Numbers:
+        """A head that was made fp32 multiplies in fp32, but under autocast."""
+        wide = self.stack.upcast == "all" and self.hidden_bytes == 4 and not self.stack.autocast
+        return replace(self.numbers, compute=4) if wide else self.numbers
 
     def _update(self, tape: Tape, gradients: list[Buffer]) -> None:
         """The stock optimizer's step; foreach makes one copy of everything it updates."""

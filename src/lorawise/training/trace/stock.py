@@ -86,20 +86,24 @@ class StockStep:
         with ledger.during(OPTIMIZER, phase="optimizer step"):
             optimizer = _optimizer(trained, stack)
             _step_once(trained, optimizer)
-        for _ in range(2 if self.workload.accumulate else 1):
-            with labelled_by_part(model, ledger), ledger.during(BACKWARD, phase="forward and backward"):
-                self._micro(ledger)
+        held: list[Any] = []
+        for _ in range(2 if stack.held_outputs else 1):  # the second step finds the outputs of the first
+            for _ in range(2 if self.workload.accumulate else 1):
+                with labelled_by_part(model, ledger), ledger.during(BACKWARD, phase="forward and backward"):
+                    self._micro(held)
+            for parameter in trained:
+                parameter.grad = None
         del optimizer  # its moments were there until now
 
-    def _micro(self, ledger: Ledger) -> None:
+    def _micro(self, held: list[Any]) -> None:
         shape = (self.workload.rows, self.workload.length)
         ids = torch.zeros(shape, dtype=torch.int64)
         mask = torch.ones_like(ids)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.stack.autocast):
             outputs = self.model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False)
         loss = outputs.loss
-        if not self.stack.held_outputs:
-            del outputs
+        held[:] = [outputs] if self.stack.held_outputs else []
+        del outputs
         loss.backward()
 
 

@@ -103,9 +103,11 @@ def trace(
 def _memory(ledger: Ledger, device: str) -> Memory:
     peak = ledger.peak
     lines = [Line(cause=label, bytes=size, because=BECAUSE.get(label, label)) for label, size in peak.by_label.items()]
+    replay = replayed(ledger.events)
     return Memory(
         allocated=peak.bytes,
-        reserved=replayed(ledger.events),
+        unsplit=max(0, replay.counted - peak.bytes),
+        reserved=replay.reserved,
         context=context_bytes(device),
         by_cause=tuple(sorted(lines, key=lambda line: -line.bytes)),
         instant=peak.phase,
@@ -120,6 +122,11 @@ def _check(config: LoraConfig | None, method: Method, trainer: TrainerName, slot
         )
     if method != "full" and config is None:
         raise ConfigError(f"method {method} without a LoraConfig", cure="pass one")
+    if trainer == "hf" and config is not None and (config.modules_to_save or config.bias != "none"):
+        raise ConfigError(
+            "the stock stack is traced without modules_to_save and trained biases",
+            cure="trace ours, or take the prediction in closed form, which has them",
+        )
     if slots < 1 or (slots > 1 and trainer == "hf"):
         raise ConfigError(f"slots={slots}", expected="from 1, and 1 for the stock trainer")
     if dtype not in _DTYPES:
