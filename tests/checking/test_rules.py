@@ -13,6 +13,7 @@ from lorawise.base.errors import ConfigError
 from lorawise.checking.manual import manual, page
 from lorawise.checking.rules import RULES
 from lorawise.checking.rules.arguments import REMOVED, REMOVED_IN_5, TO_CONFIG
+from lorawise.checking.rules.ranks import one_slip
 from lorawise.checking.script_setting import LORA_ARGUMENTS, LORA_DEFAULTS, TRAINING_DEFAULTS
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +68,13 @@ def test_defaults_are_those_of_the_installed_libraries() -> None:
         own = TRAINING_DEFAULTS[name]
         assert own["learning_rate"] == fields["learning_rate"]
         assert own["rows_at_once"] == fields["per_device_train_batch_size"]
+
+
+@pytest.mark.parametrize(("written", "slip"), [("q_porj", True), ("qproj", True), ("q_projj", True), ("x_proj", True)])
+def test_a_slip_is_one_letter_from_the_name(written: str, slip: bool) -> None:
+    assert one_slip(written, "q_proj") is slip
+
+
+@pytest.mark.parametrize("other", ["q_proj", "in_proj", "proj", "time_emb_proj", "qpr_oj", "", "q_pr"])
+def test_what_is_more_than_a_letter_away_is_no_slip(other: str) -> None:
+    assert not one_slip(other, "q_proj")

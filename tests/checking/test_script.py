@@ -67,8 +67,21 @@ def test_a_notebooks_findings_stand_on_lines_of_its_file(tmp_path: Path) -> None
     path.write_text(text, encoding="utf-8")
     (finding,) = [f for f in check(path).findings if f.code == "LW103"]
     assert "lora_alpha=8000" in text.splitlines()[(finding.line or 0) - 1]
-    code, lines = read_notebook(text)
-    assert len(lines) == len(code.splitlines())
+    read = read_notebook(text)
+    assert len(read.lines) == len(read.code.splitlines())
+
+
+def test_one_cell_that_is_not_python_hides_no_other(tmp_path: Path) -> None:
+    text = notebook(
+        "%%capture\n!pip install \\\n    peft\nimport os",
+        "for row in rows:\nthis is no Python",
+        "from peft import LoraConfig\nLoraConfig(\n    r=8,\n    lora_alpha=8000)\n",
+    )
+    path = tmp_path / "a.ipynb"
+    path.write_text(text, encoding="utf-8")
+    found = {f.code: f.line for f in check(path).findings}
+    assert "lora_alpha=8000" in text.splitlines()[(found["LW103"] or 0) - 1]
+    assert "for row in rows" in text.splitlines()[(found["LW004"] or 0) - 1]
 
 
 def test_a_script_without_lora_is_left_alone(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def config_fields(text: str) -> dict[str, Any]:
         raise Unreadable("LW002", "not JSON", "copy it again from where the adapter was trained") from None
     if not isinstance(fields, dict):
         raise Unreadable("LW002", "not a JSON object", "copy it again from where the adapter was trained")
+    if str(fields.get("peft_type") or "LORA").upper() != "LORA":
+        raise Unreadable("LW003", f"is a PEFT adapter of type {fields['peft_type']}, not LoRA")
     return fields
 
 

@@ -39,14 +39,15 @@ class BaseFit:
 
     @cached_property
     def found(self) -> tuple[str, ...] | None:
-        """Modules the targets name; None where that cannot be told: a pattern that fails, a preset that is refused."""
+        """Modules the targets name, experts apart; None where it cannot be told: failing pattern, refused preset."""
         targets = self.setting.targets
         if not isinstance(targets, str):
             return tuple(dict.fromkeys(module for name in targets or () for module in self.matched(name)))
         try:
             if targets not in PRESETS:
                 return tuple(module for module in self.shapes if full_match(targets, module))
-            return tuple(matrix.name for matrix in selected(self.facts, LoraConfig(r=1, target_modules=targets)))
+            chosen = selected(self.facts, LoraConfig(r=1, target_modules=targets))
+            return tuple(matrix.name for matrix in chosen if matrix.name in self.shapes)
         except LorawiseError:
             return None
 

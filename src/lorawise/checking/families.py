@@ -36,7 +36,9 @@ class Family:
 FAMILIES = (
     Family(title="gpt-oss", pattern=r"gpt-oss", names=(*LLAMA_NAMES[:4], "router"), fused_experts=True),
     Family(
-        title="Phi-3", pattern=r"phi-?(3|4)(?!.*(small|moe))", names=("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+        title="Phi-3",
+        pattern=r"(?<!unsloth/)phi-?(3|4)(?!.*(small|moe))",  # Unsloth's copies have Llama's layers
+        names=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     ),
     Family(
         title="GPT-2",
@@ -69,7 +71,8 @@ FAMILIES = (
         bfloat16=False,
         tied=".",
     ),
-    Family(title="Llama", pattern=r"llama-?3|llama-?2|tinyllama|meta-llama", bos=True, tied=r"3\.2-(1|3)b"),
+    Family(title="Llama 2", pattern=r"llama-?2", bfloat16=False, bos=True),
+    Family(title="Llama", pattern=r"llama-?3|tinyllama|meta-llama", bos=True, tied=r"3\.2-(1|3)b"),
     Family(title="SmolLM", pattern=r"smollm", tied="."),
     Family(title="Mistral", pattern=r"mistral|mixtral|zephyr", bos=True),
     Family(title="Gemma", pattern=r"gemma", bos=True, tied="."),
@@ -83,6 +86,11 @@ def family_of(model: str | None) -> Family | None:
         return None
     name = "/".join(model.lower().replace("\\", "/").rstrip("/").split("/")[-2:])[:200]
     return next((family for family in FAMILIES if re.search(family.pattern, name)), None)
+
+
+def has_experts(model: str | None) -> bool:
+    """Whether the model's name speaks of a mixture of experts: `…MoE`, `30B-A3B`, Mixtral, gpt-oss, DeepSeek."""
+    return bool(model and re.search(r"moe|-a\d+(\.\d+)?b|mixtral|gpt-oss|deepseek-(v|r)\d", model.lower()[:200]))
 
 
 def is_tied(model: str | None) -> bool:
@@ -99,5 +107,13 @@ def families_with(name: str) -> Iterator[Family]:
     return (family for family in FAMILIES if name in family.names)
 
 
+# Linear layers of models that have no family here: state-space and convolutional mixers, audio towers, diffusion.
+_ELSEWHERE = frozenset(
+    ("in_proj", "x_proj", "dt_proj", "output_proj", "proj", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out")
+)
+
+
 def is_known(name: str) -> bool:
+    if name in _ELSEWHERE:
+        return True
     return name in known_modules() or role_of(name) is not None or role_of(f"mlp.{name}") is not None

@@ -35,6 +35,7 @@ RUN_NAME = "run.yaml"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 TRAINING_PACKAGES = ("peft", "trl", "unsloth", "transformers")
 MAX_METRICS = 64 * 2**20
+MAX_FOUND_JSON = 32_000  # bytes: a larger one below a folder holds rows or results, not a config
 
 Subject = object
 
@@ -91,8 +92,11 @@ def _file(path: Path, *, named: bool, base: Path | None) -> Iterator[Subject]:
     elif suffix == ".py":
         yield from _script(read_text(path), path, None, named=named)
     elif suffix == ".ipynb":
-        code, lines = read_notebook(read_text(path, MAX_NOTEBOOK))
-        yield from _script(code, path, lines, named=named)
+        notebook = read_notebook(read_text(path, MAX_NOTEBOOK))
+        script = list(_script(notebook.code, path, notebook.lines, named=named))
+        yield from script
+        for line in notebook.left_out if script else ():
+            yield Trouble(code="LW004", path=str(path), found="a cell is not plain Python and was left out", line=line)
     elif suffix in CONFIG_SUFFIXES:
         yield from _config(path, named=named)
     elif is_data(path):
@@ -114,6 +118,8 @@ def _script(text: str, path: Path, lines: dict[int, int] | None, *, named: bool)
 
 
 def _config(path: Path, *, named: bool) -> Iterator[Subject]:
+    if not named and path.suffix.lower() == ".json" and path.stat().st_size > MAX_FOUND_JSON:
+        return
     text = read_text(path)
     if not named and "lora" not in text and "model" not in text:
         return
@@ -127,6 +133,8 @@ def _config(path: Path, *, named: bool) -> Iterator[Subject]:
         yield from _own(path, tree)
         return
     tool = next((tool for name in TOOLS if (tool := TOOLS[name]).recognises(tree)), None)
+    if tool is not None and not tool.adapts(tree):
+        raise Unreadable("LW003", f"is a config of {tool.title} that trains no LoRA adapter")
     if tool is not None:
         yield from _over_base(tool.read(tree, str(path)))[0]
     elif named:

@@ -10,10 +10,12 @@ UNKNOWN: no value is guessed.
 
 import ast
 import operator
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lorawise.checking.files import Unreadable
@@ -95,7 +97,16 @@ class Script:
 
     def of(self, *leaves: str) -> Iterator[Call]:
         """Calls whose last name is one of these, in the order of the file."""
-        return (call for call in self.calls if call.leaf in leaves)
+        found = [entry for leaf in leaves for entry in self._by_leaf.get(leaf, ())]
+        return (call for _, call in sorted(found, key=lambda entry: entry[0]))
+
+    @cached_property
+    def _by_leaf(self) -> Mapping[str, list[tuple[int, Call]]]:
+        """Last name → (place among all calls, call)."""
+        found: dict[str, list[tuple[int, Call]]] = {}
+        for place, call in enumerate(self.calls):
+            found.setdefault(call.leaf, []).append((place, call))
+        return found
 
     def uses(self, package: str) -> bool:
         return package in self.imports
@@ -109,7 +120,8 @@ def read_script(text: str, path: str, *, lines: Mapping[int, int] | None = None)
             tree = ast.parse(text)
     except SyntaxError as problem:
         line = (lines or {}).get(problem.lineno or 0, problem.lineno)
-        raise Unreadable("LW002", f"not Python: {problem.msg}", "mend the line", line) from None
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise Unreadable("LW002", f"not Python {version}: {problem.msg}", "mend the line", line) from None
     except (RecursionError, MemoryError, ValueError) as problem:
         raise Unreadable("LW002", f"not Python that can be read: {type(problem).__name__}") from None
     return _Reader(tree, text, path, lines).script()

@@ -82,6 +82,7 @@ class Setting:
     lines: Mapping[str, int] = field(default_factory=dict)
     defaulted: frozenset[str] = frozenset()
     senseless: Mapping[str, Senseless] = field(default_factory=dict)
+    own_names: bool = False  # the tool's modules are its own, whatever the family's are called elsewhere
     base_known: bool = False  # its shapes are at hand: rules that go by names alone leave it to LW211 and LW212
 
     @property

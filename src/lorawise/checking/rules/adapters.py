@@ -165,7 +165,9 @@ def keys_that_will_not_match(adapter: AdapterFile) -> Iterator[Hit]:
     """
     if not adapter.keys:
         where = TENSORS_NAME if adapter.file is None else "a tensor"
-        yield Hit(message=f"there is no {where}", cure="copy the folder again from where it was trained")
+        alone = all(path.suffix == ".json" for path in adapter.folder.iterdir())  # a config kept as a recipe
+        cure = "copy the folder again from where it was trained"
+        yield Hit(message=f"there is no {where}", cure=cure, level="note" if alone else None)
         return
     if half := [m for m, halves in adapter.halves.items() if set(halves) != {"A", "B"}]:
         yield Hit(message=f"half a pair for {_listed(half)}", cure="save it again")
@@ -241,7 +243,7 @@ def base_folder_gone(adapter: AdapterFile) -> Iterator[Hit]:
     """
     base = adapter.fields.get("base_model_name_or_path")
     line = adapter.lines.get("base_model_name_or_path")
-    if not base:
+    if not base and adapter.file is not None:
         yield Hit(message="no base model is named", cure="write base_model_name_or_path", line=line)
     elif isinstance(base, str) and base.startswith(("/", "~", "C:")):
         yield Hit(message=f"the base is a path of one machine: {base}", cure="its hub id", line=line, level="note")

@@ -100,6 +100,8 @@ def trainer_argument_moved(script: Script) -> Iterator[Hit]:
     if script.uses("unsloth"):
         return  # Unsloth's patched trainers still take the old names
     for call in script.of("Trainer", "SFTTrainer", "DPOTrainer"):
+        if call.name.partition(".")[0] not in ("transformers", "trl", call.leaf):
+            continue  # another project's, under the same name
         if "tokenizer" in call.arguments:
             yield _renamed(call, "tokenizer", "processing_class", "renamed processing_class")
         for name in TO_CONFIG if call.leaf == "SFTTrainer" else ():

@@ -2,10 +2,18 @@
 
 from collections.abc import Iterator
 
-from lorawise.base.errors import ConfigError, nearest
+from lorawise.base.errors import ConfigError
 from lorawise.base.patterns import full_match
 from lorawise.base.roles import role_of
-from lorawise.checking.families import LLAMA_NAMES, families_with, family_of, is_known, is_tied, known_modules
+from lorawise.checking.families import (
+    LLAMA_NAMES,
+    families_with,
+    family_of,
+    has_experts,
+    is_known,
+    is_tied,
+    known_modules,
+)
 from lorawise.checking.rules.rule import Hit, rule
 from lorawise.checking.setting import ALL_LINEAR, Setting
 from lorawise.lora.config import PRESETS
@@ -59,25 +67,38 @@ def high_rank_on_few_modules(setting: Setting) -> Iterator[Hit]:
 def target_that_nothing_is_called(setting: Setting) -> Iterator[Hit]:
     """A target is the name of no module of any known family: a typing slip, which adapts less than is meant.
 
-    When one name of a list matches, PEFT says nothing of those that do not. A name that is near a known one is an
-    error; one that is near nothing may belong to a model of your own, and is a warning.
+    When one name of a list matches, PEFT says nothing of those that do not. A name that is one slip of the keyboard
+    from a known one is an error; another unknown name among known ones is a note.
 
     Cure: the nearest known name is in the message.
 
     Source: EVIDENCE 4, "a loader that matches no module must refuse" (peft#2699, vllm#34186).
     """
-    for name in () if setting.base_known else setting.names:
-        leaf = name.rpartition(".")[2]
-        if is_known(leaf) or name in PRESETS or not leaf.isidentifier():
+    leaves = {name: name.rpartition(".")[2] for name in setting.names if name not in PRESETS}
+    known = any(is_known(leaf) for leaf in leaves.values())
+    for name, leaf in leaves.items() if not setting.base_known else ():
+        if is_known(leaf) or not leaf.isidentifier():
             continue
-        suggestion = nearest(leaf, sorted(known_modules()))
-        near = suggestion.startswith("did you mean")
-        yield Hit(
-            message=f"no known model has a module called {name!r}",
-            cure=suggestion if near else "check it against model.named_modules()",
-            line=setting.line("targets"),
-            level=None if near else "warning",
-        )
+        meant = next((module for module in sorted(known_modules()) if one_slip(leaf, module)), None)
+        if meant or known:
+            yield Hit(
+                message=f"no known model has a module called {name!r}",
+                cure=f"did you mean {meant!r}?" if meant else "check it against model.named_modules()",
+                line=setting.line("targets"),
+                level=None if meant else "note",
+            )
+
+
+def one_slip(written: str, meant: str) -> bool:
+    """Whether one letter was left out, added, mistaken, or changed places with its neighbour."""
+    short, long = sorted((written, meant), key=len)
+    if len(long) - len(short) > 1 or short == long:
+        return False
+    at = next((i for i, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short))
+    if len(short) < len(long):
+        return short[at:] == long[at + 1 :]
+    swapped = short[at : at + 2] == long[at : at + 2][::-1] and short[at + 2 :] == long[at + 2 :]
+    return swapped or short[at + 1 :] == long[at + 1 :]
 
 
 @rule("LW205", "error", Setting)
@@ -91,9 +112,11 @@ def names_from_another_family(setting: Setting) -> Iterator[Hit]:
     Source: transformers' module names.
     """
     family = family_of(setting.model)
-    if family is None or setting.base_known:
+    if family is None or setting.base_known or setting.own_names:
         return
     foreign = [n for n in setting.names if n not in family.names and "." not in n and any(families_with(n))]
+    if has_experts(setting.model):  # a name of the experts' projections is LW207's to tell
+        foreign = [n for n in foreign if role_of(f"mlp.{n}") != "mlp"]
     if foreign:
         yield Hit(
             message=f"{', '.join(foreign)}: {family.title} models have no such module",
@@ -139,8 +162,8 @@ def fused_experts_missed(setting: Setting) -> Iterator[Hit]:
     Source: EVIDENCE 5, measured with peft 0.21.2.
     """
     family = family_of(setting.model)
-    if family is None or not family.fused_experts:
-        return
+    if family is None or not family.fused_experts or setting.tool == "unsloth":
+        return  # Unsloth reaches them by patches of its own
     meant = setting.targets == ALL_LINEAR or set(setting.names) & set(LLAMA_NAMES[4:])
     if meant:
         yield Hit(

@@ -17,7 +17,7 @@ def pad_is_eos(script: Script) -> Iterator[Hit]:
     """The padding token is the end-of-text token: where padding is masked, the end is never learned.
 
     DataCollatorForLanguageModeling sets the label of every pad token to -100, the row's own end among them: a model
-    that never stops. With that collator it is an error; elsewhere it depends on who masks.
+    that never stops, unless its rows are cut from running text. Elsewhere it depends on who masks.
 
     Cure: take a token that ends nothing (`<|finetune_right_pad_id|>` of Llama 3, `<|endoftext|>` of Qwen, unk), or add
     one.
@@ -28,16 +28,11 @@ def pad_is_eos(script: Script) -> Iterator[Hit]:
     for assigned in script.assigned:
         ours = assigned.target.endswith((".pad_token", ".pad_token_id"))
         if ours and assigned.source.endswith((".eos_token", ".eos_token_id")):
-            why = (
-                "the collator masks every pad, so the end is never learned"
-                if masked
-                else "a masked end is never learned"
-            )
+            why = "the collator masks every pad, its row's end too" if masked else "a masked end is never learned"
             yield Hit(
                 message=f"{assigned.target} = {assigned.source}: {why}",
                 cure="a pad token that ends nothing, or mask by attention_mask",
                 line=assigned.line,
-                level="error" if masked else None,
             )
 
 
@@ -123,8 +118,8 @@ def packing_without_blocks(setting: Setting) -> Iterator[Hit]:
         return
     if setting.attention is not None and any(word in setting.attention.lower() for word in BLOCKS if word != "sdp"):
         return
-    if setting.tool == "axolotl" and setting.attention == "sdp":
-        return
+    if setting.tool == "axolotl" and setting.attention in ("sdp", "sdpa", "eager"):
+        return  # it drops the mask, and transformers keeps documents apart by their positions
     if setting.tool in ("unsloth", "litgpt", "mlx-lm"):
         return
     how = f"attention is {setting.attention}" if setting.attention else "no attention that keeps rows apart is set"

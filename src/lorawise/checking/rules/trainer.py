@@ -10,6 +10,7 @@ from lorawise.checking.script_setting import TRAINING
 from lorawise.checking.setting import Setting
 
 LARGE_BATCH = 128
+TRIAL = 10  # steps: no more only try whether the script works
 
 
 @rule("LW403", "warning", Setting)
@@ -72,7 +73,7 @@ def warmup_longer_than_the_run(setting: Setting) -> Iterator[Hit]:
 
     Source: EVIDENCE 5 (silent failures); QLoRA, arXiv 2305.14314, warms up for 3 %.
     """
-    if setting.warmup_steps and setting.steps and setting.warmup_steps >= setting.steps:
+    if setting.warmup_steps and setting.steps and setting.steps > TRIAL and setting.warmup_steps >= setting.steps:
         yield Hit(
             message=f"{setting.warmup_steps} steps of warm-up in a run of {setting.steps}",
             cure=f"{max(1, setting.steps // 20)} steps",

@@ -26,6 +26,8 @@ LITGPT = {
 
 def _torchtune_finish(tree: Tree, draft: Draft) -> None:
     steps_are_real(draft)
+    if (per_epoch := draft.values.get("steps")) is not None:
+        draft.values["steps"] = round(per_epoch * (draft.values.get("epochs") or 1))
     attention = tuple(_TORCHTUNE.get(name, name) for name in names(tree.get("model.lora_attn_modules")))
     mlp = MLP if flag(tree.get("model.apply_lora_to_mlp")) else ()
     head = ("lm_head",) if flag(tree.get("model.apply_lora_to_output")) else ()
@@ -59,7 +61,7 @@ add(
             "dtype": "precision",
             "enable_activation_checkpointing": "checkpointing",
         },
-        defaults={"attention": "block-diagonal"},
+        defaults={"attention": "block-diagonal", "own_names": True},
         finish=_torchtune_finish,
         write=torchtune,
     )
@@ -91,6 +93,7 @@ add(
         name="litgpt",
         title="LitGPT",
         recognises=lambda tree: says(tree, *LITGPT) or (says(tree, "checkpoint_dir", "lora_r") and says(tree, "train")),
+        adapts=lambda tree: says(tree, "lora_r", *LITGPT),
         keys={
             "checkpoint_dir": "model",
             "lora_r": "r",
@@ -106,7 +109,7 @@ add(
             "train.learning_rate": "learning_rate",
             "optimizer.init_args.lr": "learning_rate",
         },
-        defaults={"r": 8, "alpha": 16.0},
+        defaults={"r": 8, "alpha": 16.0, "own_names": True},
         finish=_litgpt_finish,
         write=litgpt,
     )
@@ -140,6 +143,7 @@ add(
         name="mlx-lm",
         title="mlx-lm",
         recognises=lambda tree: says(tree, "lora_parameters") or (says(tree, "fine_tune_type") and says(tree, "iters")),
+        adapts=lambda tree: tree.get("fine_tune_type") in (None, "lora", "dora"),
         keys={
             "model": "model",
             "lora_parameters.rank": "r",

@@ -94,6 +94,7 @@ add(
         recognises=lambda tree: (
             says(tree, "base_model") and (says(tree, "adapter", "micro_batch_size", "lora_r", "sequence_len"))
         ),
+        adapts=lambda tree: says(tree, "adapter", "lora_r"),
         keys={
             "base_model": "model",
             "lora_r": "r",
@@ -161,6 +162,7 @@ add(
             says(tree, "finetuning_type")
             or (says(tree, "model_name_or_path") and says(tree, "cutoff_len", "lora_target"))
         ),
+        adapts=lambda tree: tree.get("finetuning_type") in (None, "lora"),
         keys=_TRAINER
         | {
             "model_name_or_path": "model",
@@ -201,6 +203,7 @@ add(
             says(tree, "train_type", "tuner_type")
             or (says(tree, "lora_rank", "target_modules") and says(tree, "model"))
         ),
+        adapts=lambda tree: "lora" in str(tree.get("train_type") or tree.get("tuner_type") or "lora"),
         keys=_TRAINER
         | {
             "model": "model",

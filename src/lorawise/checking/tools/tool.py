@@ -19,9 +19,14 @@ Finish = Callable[[Tree, Draft], None]
 Write = Callable[[Setting], str]
 
 
+def _always(_: Tree) -> bool:
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """keys      the tool's dotted key → our field
+    """adapts    whether a file of this tool trains a LoRA adapter; full fine-tuning has nothing to be read here
+    keys      the tool's dotted key → our field
     defaults  of our fields, where the file is silent
     finish    what a table cannot say (several keys that make one field)
     write     a setting in this tool's terms, scaling and learning rate unchanged; None where it has no config
@@ -30,6 +35,7 @@ class Tool:
     name: str
     title: str
     recognises: Recognise
+    adapts: Recognise = _always
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finish: Finish | None = None
