@@ -52,26 +52,37 @@ class Tracker(ABC):
     lost = False  # the service failed on the way: what follows is not sent
 
     def __call__(self, event: Event) -> None:
-        """`ConfigError` when the service will not start; one that fails later (a network that is down) is told once and
-        left, since a run is worth more than its curves."""
-        if self.lost:
-            return
+        match event:
+            case RunStarted():
+                self.begin(dict(event.setting), event.first_step)
+            case StepDone():
+                self.send(_numbers("train", event, STEP_NUMBERS), event.step)
+            case Evaluated():
+                self.send(_numbers(event.name, event, EVALUATION_NUMBERS), event.step)
+
+    def begin(self, setting: Mapping[str, object], first_step: int) -> None:
+        """`start`, or `ConfigError` when the service will not."""
         try:
-            match event:
-                case RunStarted():
-                    self.start(dict(event.setting), event.first_step)
-                case StepDone():
-                    self._log("train", event, STEP_NUMBERS)
-                case Evaluated():
-                    self._log(event.name, event, EVALUATION_NUMBERS)
+            self.start(setting, first_step)
         except LorawiseError:
             raise
         except Exception as problem:
-            if isinstance(event, RunStarted):
-                raise ConfigError(
-                    f"the tracker '{self.package}' did not start: {problem}",
-                    cure="log in to it, or take it out of train.trackers",
-                ) from problem
+            raise ConfigError(
+                f"the tracker '{self.package}' did not start: {problem}",
+                cure="log in to it, or take it out of train.trackers",
+            ) from problem
+
+    def send(self, numbers: Mapping[str, float | None], step: int) -> None:
+        """`log` what is finite. A service that fails on the way (a network that is down) is told once and left, since a
+        run is worth more than its curves."""
+        if self.lost:
+            return
+        finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
+        try:
+            self.log(finite, step)
+        except LorawiseError:
+            raise
+        except Exception as problem:  # noqa: BLE001 - whatever a service's library raises
             self._leave(problem)
 
     def close(self) -> None:
@@ -83,12 +94,10 @@ class Tracker(ABC):
 
     def _leave(self, problem: Exception) -> None:
         self.lost = True
-        print(f"warning: '{self.package}' takes no more numbers ({problem}); metrics.jsonl has all", file=sys.stderr)
-
-    def _log(self, prefix: str, event: StepDone | Evaluated, names: Sequence[str]) -> None:
-        numbers = {f"{prefix}/{name}": getattr(event, name) for name in names}
-        finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
-        self.log(finite, event.step)
+        print(
+            f"warning: '{self.package}' takes no more numbers ({problem}); the run's own files have all",
+            file=sys.stderr,
+        )
 
     @abstractmethod
     def start(self, setting: Mapping[str, object], first_step: int) -> None: ...
@@ -98,6 +107,10 @@ class Tracker(ABC):
 
     @abstractmethod
     def end(self) -> None: ...
+
+
+def _numbers(prefix: str, event: StepDone | Evaluated, names: Sequence[str]) -> dict[str, float | None]:
+    return {f"{prefix}/{name}": getattr(event, name) for name in names}
 
 
 @TRACKERS.register("tensorboard")

@@ -12,6 +12,7 @@ A study folder holds
     state/          what the next rung starts from, manifest of sha256 last
     optuna.log      Optuna's journal, for optuna-dashboard (a database URL may stand in for it)
     adapters/NN/    the best adapter, and the next two that reached the last rung; the best as `adapter/` too
+    trackers/       one run a setting for each of `train.trackers`
     report.html     one page of it all, made anew whenever the study ends, stops or is resumed after its end
     best.yaml       a run file that trains the winner's setting by itself
 

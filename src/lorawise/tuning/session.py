@@ -41,6 +41,7 @@ from lorawise.tuning.result import Row, StudyResult, results_csv, sentence, tabl
 from lorawise.tuning.rungs import eliminations, ranking
 from lorawise.tuning.samplers import Asker
 from lorawise.tuning.space import Axis, Grid, grid_of, identity, run_of, setting_of_run
+from lorawise.tuning.trackers import StudyTrackers
 
 MOST_SLOTS = 16  # trained side by side
 KEPT = 3  # adapters left: the best and the next two
@@ -93,6 +94,7 @@ class Study:
             stack.callback(log.close)
             self.stop = stack.enter_context(stop_on_signal())
             self.told = list(past)
+            readers = (*readers, StudyTrackers(self.prepared.run.train.trackers, self.folder.path))
             if past:
                 seen = tuple(event for event in past if not isinstance(event, PackStepped))
                 for reader in readers:

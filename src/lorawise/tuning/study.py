@@ -13,6 +13,7 @@ from pathlib import Path
 from lorawise.base.errors import ConfigError, UsageError
 from lorawise.base.files import digest_text
 from lorawise.models.files import resolve_model
+from lorawise.report.trackers import require_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.inputs import Inputs, dated, read_inputs
 from lorawise.training.setup import prepare
@@ -41,6 +42,7 @@ def tune(
     """
     run = run_file if isinstance(run_file, RunFile) else load_run_file(run_file)[0]
     require_built(run)
+    require_trackers(run.train.trackers)
     options = options or StudyOptions()
     folder = StudyFolder(path=Path(out))
     folder.require_usable(resume=resume)
