@@ -55,8 +55,12 @@ def test_one_slot_moves_as_torchs_adamw_does(rate, ratio, decay, clip, betas):
     ours, theirs = bank(1), bank(1)
     one = SlotSettings(learning_rate=rate, lora_plus_ratio=ratio, weight_decay=decay, clip=clip, betas=betas, eps=1e-8)
     optimizer = BankAdamW(ours, [one], scaled=False)
-    groups = [{"params": [t.parameter], "lr": rate * (ratio if t.kind == "B" else 1.0)} for t in theirs]
-    reference = torch.optim.AdamW(groups, betas=betas, eps=1e-8, weight_decay=decay)
+    shares = [ratio if t.kind == "B" else 1.0 for t in theirs]
+    groups = [
+        {"params": [t.parameter], "lr": rate * share, "eps": 1e-8 / share}
+        for t, share in zip(theirs, shares, strict=True)
+    ]
+    reference = torch.optim.AdamW(groups, betas=betas, weight_decay=decay)
     for step in range(8):
         for t in theirs:
             t.parameter.grad = torch.zeros_like(t.parameter)

@@ -154,6 +154,16 @@ def test_settings_that_are_the_same_run_are_run_once(tmp_path):
     assert found.full_run_equivalents == 2
 
 
+def test_scalings_and_ratios_that_come_to_the_same_are_run_once(tmp_path):
+    over = ("train.clip=null", "lora.scaling=1,2,4", "train.lora_plus_ratio=1,2,4")
+    found = small_study(tmp_path, tmp_path / "one", over=over, eliminate="none")
+    assert found.full_run_equivalents == 5, "scaling × ratio is 1, 2, 4, 8 or 16"
+    product = {r.trial: r.setting["lora.scaling"] * r.setting["train.lora_plus_ratio"] for r in found.rows}
+    assert all(product[row.trial] == product[row.equal_to] for row in found.rows if row.equal_to is not None)
+    clipped = small_study(tmp_path, tmp_path / "clipped", over=("train.clip=1.0", *over[1:]), eliminate="none")
+    assert clipped.full_run_equivalents == 9
+
+
 def test_a_range_is_searched_from_the_run_files_own_setting(tmp_path):
     over = ("train.learning_rate=1e-4..2e-2 log", "lora.r=2..16 log")
     found = small_study(tmp_path, tmp_path / "study", over=over, trials=5)

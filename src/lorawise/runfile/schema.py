@@ -218,7 +218,7 @@ class TrainSettings(_Settings):
     clip: Annotated[float | None, kind(kinds.optional(kinds.real(above=0.0)))] = Field(
         1.0, description="largest gradient norm; null: none"
     )
-    lora_plus_ratio: PositiveReal = Field(1.0, description="learning rate of B over that of A")
+    lora_plus_ratio: PositiveReal = Field(1.0, description="learning rate of B over that of A; divides B's eps")
     betas: Annotated[tuple[float, float], kind(kinds.betas)] = Field((0.9, 0.999), description="of AdamW")
     eps: PositiveReal = Field(1e-8, description="of AdamW")
     eval_every: Annotated[int | Literal["epoch"], kind(kinds.either("epoch", kinds.whole(1)))] = Field(

@@ -3,7 +3,8 @@
     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²        p ← p·(1 − η·λ) − η/(1 − β₁ᵗ) · m / (√(v/(1 − β₂ᵗ)) + ε)
 
 as `torch.optim.AdamW` (Loshchilov & Hutter 2017, arXiv 1711.05101), elementwise, so slot i of n moves as it would
-alone. B's rate is `lora_plus_ratio` times A's (LoRA+, arXiv 2402.12354). g is clipped by its slot's own norm.
+alone. B's rate is `lora_plus_ratio` times A's (LoRA+, arXiv 2402.12354) and its ε that much smaller, so that a ratio of
+k does exactly what a scaling of k does (law 5). g is clipped by its slot's own norm.
 
 Shapes: all parameters of one group (A, B, or trained in full) are columns of one flat buffer (n, P), so that a step is
 about ten tensor operations however many layers are adapted. A parameter keeps its shape: its `data` and `grad` become
@@ -60,6 +61,9 @@ class SlotSettings:
 
     def learning_rate_of(self, kind: Kind) -> float:
         return self.learning_rate * (self.lora_plus_ratio if kind == "B" else 1.0)
+
+    def eps_of(self, kind: Kind) -> float:
+        return self.eps / (self.lora_plus_ratio if kind == "B" else 1.0)
 
     def weight_decay_of(self, kind: Kind) -> float:
         return 0.0 if kind == "undecayed" else self.weight_decay
@@ -187,7 +191,7 @@ class BankAdamW:
         group.second.mul_(column(s.betas[1] for s in slots)).add_(gradients.square_().mul_(second_share))
         change = torch.sqrt(group.second, out=gradients)
         change.div_(column(math.sqrt(1 - s.betas[1] ** t) for s, t in zip(slots, counts, strict=True)))
-        change.add_(column(s.eps for s in slots))
+        change.add_(column(s.eps_of(group.kind) for s in slots))
         torch.div(group.first, change, out=change)
         group.values.sub_(
             change.mul_(column(r / (1 - s.betas[0] ** t) for r, s, t in zip(rates, slots, counts, strict=True)))

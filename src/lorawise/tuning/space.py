@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorawise.base.errors import ConfigError, nearest
+from lorawise.lora.config import PRESETS
 from lorawise.runfile import RunFile
 from lorawise.runfile.yaml_lines import read_value
 
@@ -161,10 +162,18 @@ def run_of(run: RunFile, setting: Mapping[str, Any]) -> RunFile:
 
 
 def identity(run: RunFile) -> str:
-    """Equal for settings that are the same run, however they are written (r 8 alpha 16 and r 8 scaling 2; rsLoRA and
-    not, at one scaling)."""
-    config, train = run.lora_config(), run.train
-    if config.rslora and not (config.dropout or config.rank_pattern or config.alpha_pattern):
+    """Equal for settings that are provably the same run, however they are written.
+
+    r 8 alpha 16 and r 8 scaling 2; rsLoRA or not at one scaling; and, as B's gradient and eps go with the scaling and
+    with one over the LoRA+ ratio (law 5), scaling 4 at ratio 1 and scaling 1 at ratio 4: without clipping, whose norm
+    mixes A and B, and without decay or dropout, whose masks follow the setting.
+    """
+    config, train, ratio = run.lora_config(), run.train, run.train.lora_plus_ratio
+    patterned = bool(config.rank_pattern or config.alpha_pattern)
+    if config.rslora and not (config.dropout or patterned):
         config = config.replace(rslora=False)
-    rest = (train.learning_rate, train.lora_plus_ratio, train.weight_decay, train.warmup, train.clip, train.eps)
+    linear_layers_alone = isinstance(config.target_modules, str) and config.target_modules in PRESETS
+    if linear_layers_alone and not (train.clip or train.weight_decay or config.dropout or patterned):
+        config, ratio = config.replace(scaling=float(f"{config.scaling * ratio:.12g}")), 1.0
+    rest = (train.learning_rate, ratio, train.weight_decay, train.warmup, train.clip, train.eps)
     return repr((config, train.betas, rest))
