@@ -13,7 +13,8 @@ sorted copies of x, nor h, nor an expert's output, nor any delta of E·out·in v
 
     dw = dy·(W₂ₑ + s₂·B₂ₑ·A₂ₑ)·h        needs the gradient of h, which is there, and h.
 
-An expert that no row reached costs nothing, and its A and B get a zero gradient.
+While a pass runs, rows sorted by expert are held once or twice: (S, hidden) and (S, inner). An expert that no row
+reached costs nothing, and its A and B get a zero gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,21 +57,28 @@ class _Frozen:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sorted:
     """Rows in the order of their adapters' experts: `order` (S) into the T·k pairs, `token` (S) into T, `counts` for
-    each of the m·E, of which `experts` have weights of their own."""
+    each of the m·E, of which `experts` have weights of their own; `chosen` is k."""
 
     order: Tensor
     token: Tensor
     counts: Sequence[int]
     experts: int
+    chosen: int
 
-    def reached(self) -> Iterator[tuple[int, int, slice, Tensor]]:
-        """(adapter's expert, expert, its rows among the sorted, their tokens) of those that some row reached."""
+    def reached(self) -> Iterator[tuple[int, int, slice]]:
+        """(adapter's expert, expert, its rows among the sorted) of those that some row reached."""
         start = 0
         for i, count in enumerate(self.counts):
             rows = slice(start, start + count)
             if count:
-                yield i, i % self.experts, rows, self.token[rows]
+                yield i, i % self.experts, rows
             start += count
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """Σ over the k rows of each token: (S, width) → (T, width); the same sum on every run."""
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(len(self.order), device=self.order.device)
+        return rows[place].view(-1, self.chosen, rows.shape[1]).sum(1)
 
 
 def adapted_experts(
@@ -120,7 +128,7 @@ def _sorted(index: Tensor, *, experts: int, adapters: int) -> _Sorted:
         flat = flat + slot.repeat_interleave(tokens // adapters * chosen) * experts
     order = torch.argsort(flat, stable=True)
     counts: list[int] = torch.bincount(flat, minlength=adapters * experts).tolist()
-    return _Sorted(order=order, token=order // chosen, counts=counts, experts=experts)
+    return _Sorted(order=order, token=order // chosen, counts=counts, experts=experts, chosen=chosen)
 
 
 def _frozen(
@@ -153,17 +161,11 @@ class _AdaptedExperts(Function):
         sorted_rows: _Sorted,
     ) -> Tensor:
         a1, b1, a2, b2 = (t.to(x.dtype) for t in (A1, B1 * first.scaling, A2, B2 * second.scaling))
-        share = weights.reshape(-1)[sorted_rows.order, None]
-        size = len(sorted_rows.order)
-        g = x.new_empty(size, first.weight.shape[1])
-        u1, u2 = x.new_empty(size, a1.shape[1]), x.new_empty(size, a2.shape[1])
-        y = torch.zeros_like(x)
-        for i, e, rows, token in sorted_rows.reached():
-            _project(x[token], e, first, a1[i], b1[i], u=u1[rows], y=g[rows])
-            h = gate(g[rows])
-            out = x.new_empty(len(h), second.weight.shape[1])
-            _project(h, e, second, a2[i], b2[i], u=u2[rows], y=out)
-            y.index_add_(0, token, (out * share[rows]).to(x.dtype))
+        order, reached = sorted_rows.order, list(sorted_rows.reached())
+        g, u1 = _projected(x[sorted_rows.token], first, a1, b1, reached)
+        out, u2 = _projected(gate(g), second, a2, b2, reached)
+        out.mul_(weights.reshape(-1)[order, None])
+        y = sorted_rows.summed(out)
         ctx.save_for_backward(x, weights, g, u1, u2, a1, b1, a2, b2)
         ctx.first, ctx.second, ctx.gate, ctx.rows, ctx.masters = first, second, gate, sorted_rows, A1.dtype
         return y
@@ -172,42 +174,61 @@ class _AdaptedExperts(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, g, u1, u2, a1, b1, a2, b2 = ctx.saved_tensors
-        first, second = ctx.first, ctx.second
-        order = ctx.rows.order
+        first, second, order, reached = ctx.first, ctx.second, ctx.rows.order, list(ctx.rows.reached())
         share = weights.reshape(-1)[order, None].to(x.dtype)
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        dshare = torch.empty_like(share)
-        dA1, dB1, dA2, dB2 = (torch.zeros_like(t, dtype=ctx.masters) for t in (a1, b1, a2, b2))
-        for i, e, rows, token in ctx.rows.reached():
-            out = dy[token]
-            h, dg_of = _gated(ctx.gate, g[rows])
-            du2 = out @ b2[i]
-            dh = torch.addmm(out @ second.weight[e], du2, a2[i])
-            dshare[rows] = (dh * h).sum(-1, keepdim=True)
-            if second.bias is not None:
-                dshare[rows] += (out @ second.bias[e])[:, None]
-            dA2[i] = (du2 * share[rows]).mT @ h
-            dB2[i] = (out * share[rows]).mT @ u2[rows]
-            dg = dg_of(dh.mul_(share[rows]))
-            du1 = dg @ b1[i]
-            dA1[i] = du1.mT @ x[token]
-            dB1[i] = dg.mT @ u1[rows]
-            if dx is not None:
-                dx.index_add_(0, token, torch.addmm(dg @ first.weight[e], du1, a1[i]))
+        h, dg_of = _gated(ctx.gate, g)
+        dout = dy[ctx.rows.token]
+        dh, du2 = _pulled(dout, second, a2, b2, reached)
+        dshare = (dh * h).sum(-1)
+        if second.bias is not None:
+            for _, e, rows in reached:
+                dshare[rows] += dout[rows] @ second.bias[e]
+        dA2 = _outer(du2.mul_(share), h, ctx.rows, ctx.masters)
+        dB2 = _outer(dout, u2 * share, ctx.rows, ctx.masters).mul_(second.scaling)
+        del h, dout, du2
+        dg = dg_of(dh.mul_(share))
+        del dh, dg_of
+        dx, du1 = _pulled(dg, first, a1, b1, reached)
+        dA1 = _outer(du1, x[ctx.rows.token], ctx.rows, ctx.masters)
+        dB1 = _outer(dg, u1, ctx.rows, ctx.masters).mul_(first.scaling)
         dweights = torch.empty(order.shape, dtype=weights.dtype, device=weights.device)
-        dweights[order] = dshare[:, 0].to(weights.dtype)
-        dB1.mul_(first.scaling)
-        dB2.mul_(second.scaling)
-        return dx, dweights.view(weights.shape), dA1, dB1, dA2, dB2, None, None, None, None
+        dweights[order] = dshare.to(weights.dtype)
+        return ctx.rows.summed(dx), dweights.view(weights.shape), dA1, dB1, dA2, dB2, None, None, None, None
 
 
-def _project(x: Tensor, e: int, frozen: _Frozen, a: Tensor, b: Tensor, *, u: Tensor, y: Tensor) -> None:
-    """u = x·Aᵀ and y = x·Wₑᵀ + u·(sB)ᵀ + bₑ, written where the caller keeps them."""
-    torch.mm(x, a.mT, out=u)
-    torch.mm(x, frozen.weight[e].mT, out=y)
-    y.addmm_(u, b.mT)
-    if frozen.bias is not None:
-        y.add_(frozen.bias[e])
+Reached = Sequence[tuple[int, int, slice]]
+
+
+def _projected(x: Tensor, frozen: _Frozen, a: Tensor, b: Tensor, reached: Reached) -> tuple[Tensor, Tensor]:
+    """y = x·Wₑᵀ + u·(sB)ᵀ + bₑ and u = x·Aᵀ, rows sorted by expert."""
+    y, u = x.new_empty(len(x), frozen.weight.shape[1]), x.new_empty(len(x), a.shape[1])
+    for i, e, rows in reached:
+        own, into = x[rows], y[rows]
+        torch.mm(own, a[i].mT, out=u[rows])
+        torch.mm(own, frozen.weight[e].mT, out=into)
+        into.addmm_(u[rows], b[i].mT)
+        if frozen.bias is not None:
+            into.add_(frozen.bias[e])
+    return y, u
+
+
+def _pulled(dy: Tensor, frozen: _Frozen, a: Tensor, b: Tensor, reached: Reached) -> tuple[Tensor, Tensor]:
+    """dx = dy·Wₑ + du·A and du = dy·(sB)."""
+    dx, du = dy.new_empty(len(dy), frozen.weight.shape[2]), dy.new_empty(len(dy), a.shape[1])
+    for i, e, rows in reached:
+        own, into = dy[rows], dx[rows]
+        torch.mm(own, b[i], out=du[rows])
+        torch.mm(own, frozen.weight[e], out=into)
+        into.addmm_(du[rows], a[i])
+    return dx, du
+
+
+def _outer(left: Tensor, right: Tensor, rows: _Sorted, dtype: torch.dtype) -> Tensor:
+    """leftᵀ·right of every expert's rows: (m·E, left's width, right's width); zero where no row came."""
+    found = left.new_zeros(len(rows.counts), left.shape[1], right.shape[1], dtype=dtype)
+    for i, _, own in rows.reached():
+        found[i] = left[own].mT @ right[own]
+    return found
 
 
 def _gated(gate: Callable[[Tensor], Tensor], g: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -1,0 +1,1 @@
+"""Adapters on fused experts: a step of ours beside PEFT's `target_parameters`."""
