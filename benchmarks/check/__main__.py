@@ -21,14 +21,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.checking.corpus.case import Case
-from tests.checking.corpus.faults import ADAPTERS, FAULTS, RANKS, ROWS, RUNS, SCALING, TEMPLATE, TRAINING
+from tests.checking.corpus.faults import ADAPTERS, FAULTS, NUMBERS, RANKS, ROWS, RUNS, SCALING, TEMPLATE, TRAINING
 from tests.checking.corpus.sane import SANE
 
 from lorawise import __version__, check
 
 RESULTS = Path(__file__).parent.parent / "results"
 GROUPS = {
-    "scaling": SCALING,
+    "scaling": (*SCALING, *NUMBERS),
     "rank and targets": RANKS,
     "template": TEMPLATE,
     "rows": ROWS,
