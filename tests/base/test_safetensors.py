@@ -61,11 +61,29 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": F32}, bytes(4), "bytes"),
         ({"a": F32}, bytes(12), "bytes"),
         ({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, bytes(12), "overlap"),
+        ({"a": F32, "b": {**F32, "data_offsets": [16, 24]}}, bytes(24), "belong to no tensor"),
+        ({"a": {**F32, "data_offsets": [8, 16]}}, bytes(16), "belong to no tensor"),
     ],
 )
 def test_a_header_that_lies_is_refused(header: object, data: bytes, why: str, tmp_path: Path) -> None:
     with pytest.raises(TensorFileError, match=why):
         SafetensorsFile.open(_write(tmp_path / "f.safetensors", header, data))
+
+
+def test_a_name_said_twice_is_refused(tmp_path: Path) -> None:
+    """Readers differ on which of the two they believe."""
+    entry = json.dumps(F32)
+    raw = f'{{"a": {entry}, "a": {entry}}}'.encode()
+    (tmp_path / "f.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8))
+    with pytest.raises(TensorFileError, match="twice"):
+        SafetensorsFile.open(tmp_path / "f.safetensors")
+
+
+def test_a_shape_of_a_million_axes_is_told_in_a_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / "f.safetensors", {"a" * 10**6: {**F32, "shape": [2] * 10**6}}, bytes(8))
+    with pytest.raises(TensorFileError) as caught:
+        SafetensorsFile.open(path)
+    assert len(str(caught.value)) < 1_000
 
 
 @pytest.mark.parametrize("raw", [b"", b"\1", (2**62).to_bytes(8, "little"), (4).to_bytes(8, "little") + b"nope"])

@@ -99,6 +99,49 @@ def test_names_that_lie_are_refused(shelf: Shelf, tmp_path: Path, text: str) -> 
         shelf.list()
 
 
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[" * 100_000, b"null", b'{"a": 1}'])
+def test_names_that_are_no_names_are_a_storage_error(shelf: Shelf, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "names.json").write_bytes(data)
+    for act in (shelf.list, lambda: shelf.find("a"), lambda: shelf.remove("a"), lambda: shelf.tag("a", "b")):
+        with pytest.raises(StorageError, match="torn"):
+            act()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"base": 1}', '{"base": "b", "r": "x", "scaling": 1, "parameters": 1, "bytes": 1}', "\0" * 10],
+)
+def test_an_entry_that_lies_is_a_storage_error(shelf: Shelf, tmp_path: Path, text: str) -> None:
+    kept = shelf.add(made(tmp_path / "a"), "mine")
+    (tmp_path / "store" / "objects" / kept.digest / "entry.json").write_text(text)
+    with pytest.raises(StorageError, match="torn"):
+        shelf.list()
+    assert shelf.remove("mine") == (kept.digest, True)
+
+
+def test_forgetting_an_adapter_that_became_a_link_removes_the_link_alone(shelf: Shelf, tmp_path: Path) -> None:
+    kept = shelf.add(made(tmp_path / "a"), "mine")
+    place = tmp_path / "store" / "objects" / kept.digest
+    place.rename(tmp_path / "precious")
+    place.symlink_to(tmp_path / "precious")
+    assert shelf.remove("mine") == (kept.digest, True)
+    assert not place.is_symlink()
+    assert (tmp_path / "precious" / "adapter_config.json").is_file()
+
+
+def test_an_adapter_in_the_hubs_cache_is_kept_as_files_not_as_links(shelf: Shelf, tmp_path: Path) -> None:
+    repo = tmp_path / "models--somebody--adapter"
+    source = made(repo / "snapshots" / "abc")
+    (repo / "blobs").mkdir()
+    for path in list(source.folder.iterdir()):
+        path.rename(repo / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    kept = shelf.add(Source.open(source.folder), "mine")
+    assert not any(path.is_symlink() for path in shelf.find("mine").iterdir())
+    assert kept.digest == source.digest
+
+
 def test_only_the_known_files_are_copied(shelf: Shelf, tmp_path: Path) -> None:
     source = made(tmp_path / "a")
     (tmp_path / "a" / "evil.py").write_text("boom")

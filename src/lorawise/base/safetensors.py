@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ class SafetensorsFile:
         end = max((tensor.end for tensor in tensors.values()), default=data_start)
         if end != size:
             raise _torn(path, f"it has {size:,} bytes, its header says {end:,}")
-        _refuse_overlaps(path, tensors)
+        _require_contiguous(path, tensors, data_start)
         return cls(path=path, tensors=tensors, metadata=metadata if isinstance(metadata, dict) else {})
 
     def __iter__(self) -> Iterator[str]:
@@ -104,9 +103,10 @@ def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
             raise _torn(path, f"its header has {length:,} bytes")
         raw = handle.read(length)
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise _torn(path, "its header is not JSON") from None
+        header = json.loads(raw, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as problem:
+        why = str(problem) if isinstance(problem, _TwiceError) else "its header is not JSON"
+        raise _torn(path, why) from None
     if not isinstance(header, dict):
         raise _torn(path, "its header is not a JSON object")
     return header, 8 + length, size
@@ -117,22 +117,44 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorHead
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
             pass
         case _:
-            raise _torn(path, f"its header's entry of {name} is not a dtype, a shape and two offsets")
+            raise _torn(path, f"its header's entry of {_short(name)} is not a dtype, a shape and two offsets")
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise _torn(path, f"{name} has shape {shape}")
+        raise _torn(path, f"{_short(name)} has shape {_short(shape)}")
     if dtype not in _BITS:
-        raise _torn(path, f"{name} has type {dtype!r}, which the format does not know")
+        raise _torn(path, f"{_short(name)} has type {_short(dtype)}, which the format does not know")
     count = math.prod(shape)
     if start < 0 or (end - start) * 8 != count * _BITS[dtype]:
-        raise _torn(path, f"{name} takes {end - start:,} bytes, its shape {shape} of {dtype} says otherwise")
+        raise _torn(
+            path, f"{_short(name)} takes {end - start:,} bytes, its shape {_short(shape)} of {dtype} says otherwise"
+        )
     return TensorHeader(dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end)
 
 
-def _refuse_overlaps(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    spans = sorted((tensor.start, tensor.end) for tensor in tensors.values())
-    if any(before[1] > after[0] for before, after in pairwise(spans)):
-        raise _torn(path, "its tensors overlap")
+class _TwiceError(ValueError):
+    """A name said twice: readers differ on which of the two they believe."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise _TwiceError("its header says a name twice")
+    return table
+
+
+def _require_contiguous(path: Path, tensors: Mapping[str, TensorHeader], data_start: int) -> None:
+    """Tensor after tensor without a gap, as the format wants: what lies in a gap nobody reads and all copy."""
+    end = data_start
+    for start, stop in sorted((tensor.start, tensor.end) for tensor in tensors.values()):
+        if start != end:
+            raise _torn(path, "its tensors overlap" if start < end else "it holds bytes that belong to no tensor")
+        end = stop
 
 
 def _torn(path: Path, why: str) -> TensorFileError:
     return TensorFileError(f"{path} is torn: {why}", expected="a whole safetensors file", cure=_CURE)
+
+
+def _short(value: object) -> str:
+    """A header may hold a name, or a shape, of a million letters."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}…"

@@ -47,7 +47,7 @@ def list_adapters(store: Store = None, as_json: Json = False) -> Outcome:
     rows = [["name", "digest", "r", "scaling", "parameters", "size", "base"]]
     for each in kept:
         cells = [each.digest[:12], str(each.r), f"{each.scaling:g}", words.count(each.parameters)]
-        rows.append([", ".join(each.names), *cells, words.size(each.bytes), each.base])
+        rows.append([", ".join(each.names), *cells, words.size(each.bytes), words.short(each.base, 60)])
     told = "\n".join(table(rows)) if kept else f"the store at {shelf.root} is empty"
     return Outcome(document={"path": str(shelf.root), "error": 0.0, "adapters": plain(kept)}, table=told)
 

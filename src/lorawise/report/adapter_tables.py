@@ -24,7 +24,7 @@ def inspection(shown: Inspection, *, all_layers: bool = False) -> str:
         ("digest", source.digest[:16]),
         *_history(shown),
     ]
-    lines = [f"{name:<11} {words.visible(value)}" for name, value in facts if value]
+    lines = [f"{name:<11} {words.short(words.visible(value))}" for name, value in facts if value]
     return "\n".join([*lines, "", *_layers(shown, all_layers=all_layers)])
 
 

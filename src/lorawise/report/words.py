@@ -44,3 +44,8 @@ def percent(share: float | None) -> str:
 def visible(text: str) -> str:
     """Text from data with control characters shown, never obeyed (a terminal would act on an escape)."""
     return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def short(text: str, longest: int = 400) -> str:
+    """Text of a file that may be of any length, cut where nobody would read on."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

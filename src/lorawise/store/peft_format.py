@@ -23,6 +23,7 @@ from lorawise.lora.config import LoraConfig
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.card import model_card
 from lorawise.store.expert_layout import stacked
+from lorawise.store.own_files import own_file
 from lorawise.store.peft_config import check_fields, from_peft, saved_module, task_of, to_peft
 from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite, kinds_of, pairs_of, sort_keys, to_keys
 from lorawise.store.provenance import Provenance, record_of, setting_of, verified
@@ -120,8 +121,8 @@ def read_history(folder: Path, weights: StoredAdapter) -> Provenance | None:
 
 def read_fields(folder: Path) -> dict[str, Any]:
     """PEFT's fields in `folder`, checked. `AdapterError` when there are none, or none that lorawise can represent."""
-    path = folder / CONFIG
-    if not path.is_file():
+    path = own_file(folder, CONFIG)
+    if path is None:
         inner = folder / "adapter"
         cure = f"pass {inner if (inner / CONFIG).is_file() else 'the folder that holds adapter_config.json'}"
         raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing", expected="an adapter folder", cure=cure)
@@ -136,7 +137,9 @@ def _read_json(path: Path) -> object:
     if path.stat().st_size > MAX_JSON:
         raise AdapterError(f"{path} has {path.stat().st_size:,} bytes", expected=f"at most {MAX_JSON:,}", cure=DAMAGED)
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+        value = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, as in "\\ud800", could not be written again
+        return value
     except (ValueError, RecursionError) as problem:
         raise AdapterError(f"{path} is not JSON: {problem}", expected="a JSON document", cure=DAMAGED) from None
 
@@ -154,8 +157,8 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _tensor_file(folder: Path) -> Path:
-    path = folder / TENSORS
-    if path.is_file():
+    path = own_file(folder, TENSORS)
+    if path is not None:
         return path
     if (folder / PICKLE).exists():
         raise AdapterError(
@@ -164,7 +167,7 @@ def _tensor_file(folder: Path) -> Path:
             cure=f"lorawise adapter normalize {folder} --from-pickle -o DIR reads its tensors and runs nothing; or, "
             "where you trust it, load it in PEFT and save_pretrained() it",
         )
-    raise AdapterError(f"{path} is missing", expected="the adapter's tensors", cure=DAMAGED)
+    raise AdapterError(f"{folder / TENSORS} is missing", expected="the adapter's tensors", cure=DAMAGED)
 
 
 def _as_asked(folder: Path, weights: StoredAdapter) -> LoraConfig:
@@ -190,8 +193,8 @@ def _close(a: float, b: float) -> bool:
 
 
 def _read_record(folder: Path) -> object | None:
-    path = folder / PROVENANCE
-    return _read_json(path) if path.is_file() else None
+    path = own_file(folder, PROVENANCE)
+    return None if path is None else _read_json(path)
 
 
 def _dump(value: object) -> str:

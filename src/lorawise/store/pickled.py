@@ -13,6 +13,7 @@ import torch
 from lorawise.base.errors import AdapterError
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.algebra.result import Source
+from lorawise.store.own_files import own_file
 from lorawise.store.peft_format import PICKLE, adapter_of, read_fields
 from lorawise.store.peft_keys import DAMAGED, check_types, finite
 from lorawise.store.provenance import stored_digest
@@ -35,7 +36,10 @@ _CURE = "load it in PEFT where you trust it, and save_pretrained() it"
 def open_pickled(folder: Path) -> Source:
     """The adapter in `folder`, its tensors from the pickle. `AdapterError` with cure."""
     fields = read_fields(folder)
-    adapter = _read(folder / PICKLE, fields)
+    path = own_file(folder, PICKLE)
+    if path is None:
+        raise AdapterError(f"{folder / PICKLE} is missing", expected="a pickle", cure="leave --from-pickle away")
+    adapter = _read(path, fields)
     base = fields.get("base_model_name_or_path")
     digest = stored_digest(adapter)
     return Source(

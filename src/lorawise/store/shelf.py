@@ -21,12 +21,16 @@ from lorawise.base.errors import AdapterError, StorageError, nearest
 from lorawise.base.files import atomic_folder, storage_errors, verify_folder, write_text
 from lorawise.base.locks import alone_in
 from lorawise.store.algebra.result import Source
+from lorawise.store.own_files import own_file
 from lorawise.store.peft_format import CARD, CONFIG, PROVENANCE, TENSORS
 
 NAMES, OBJECTS, ENTRY = "names.json", "objects", "entry.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
+_ENTRY_TYPES = [  # a scaling of 2.0 is a whole number to some writers of JSON
+    {"base": str, "r": int, "scaling": number, "parameters": int, "bytes": int} for number in (float, int)
+]
 _PATIENCE = 10  # seconds another command may hold the store
 
 
@@ -96,8 +100,7 @@ class Shelf:
             self._write(names)
             last = digest not in names.values()
             if last:
-                with storage_errors(self.root):
-                    shutil.rmtree(self._object(digest))
+                _forget(self._object(digest))
             return digest, last
 
     def list(self) -> list[Kept]:
@@ -135,8 +138,8 @@ class Shelf:
         }
         with atomic_folder(self._object(source.digest), manifest=True) as scratch:
             for name in kept:
-                if (source.folder / name).is_file():
-                    shutil.copyfile(source.folder / name, scratch / name)
+                if (path := own_file(source.folder, name)) is not None:
+                    shutil.copyfile(path, scratch / name)
             (scratch / ENTRY).write_text(json.dumps(entry), encoding="utf-8")
             if (copied := Source.open(scratch).digest) != source.digest:
                 raise AdapterError(f"{source.folder} changed while it was copied: {copied[:12]}…", cure="add it again")
@@ -146,11 +149,11 @@ class Shelf:
 
     def _names(self) -> dict[str, str]:
         path = self.root / NAMES
-        if not path.is_file():
+        if not path.exists():
             return {}
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
             names = None
         if not isinstance(names, dict) or not all(
             _NAME.fullmatch(name) and isinstance(d, str) and _DIGEST.fullmatch(d) for name, d in names.items()
@@ -165,13 +168,18 @@ class Shelf:
         return self._entry(digest, sorted(name for name, d in names.items() if d == digest))
 
     def _entry(self, digest: str, names: Sequence[str]) -> Kept:
+        path = self._object(digest) / ENTRY
         try:
-            entry = json.loads((self._object(digest) / ENTRY).read_text(encoding="utf-8"))
-            return Kept(digest=digest, names=tuple(names), **entry)
-        except (OSError, ValueError, TypeError) as problem:
+            entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or {n: type(v) for n, v in entry.items()} not in _ENTRY_TYPES:
             raise StorageError(
-                f"{self._object(digest)} is torn: {problem}", cure="remove its names with lorawise adapter rm"
-            ) from None
+                f"{path} is torn",
+                expected="what was told of the adapter",
+                cure="lorawise adapter rm NAME, and add it again",
+            )
+        return Kept(digest=digest, names=tuple(names), **entry)
 
     def _digest(self, found: str, names: dict[str, str]) -> str:
         if found in names:
@@ -188,6 +196,15 @@ class Shelf:
     def _locked(self) -> AbstractContextManager[None]:
         refusal = StorageError(f"another command holds {self.root}", cure="wait for it, and try again")
         return alone_in(self.root, busy=lambda: refusal, patience=_PATIENCE)
+
+
+def _forget(folder: Path) -> None:
+    """Remove a kept adapter; of a link the link alone."""
+    with storage_errors(folder):
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
 
 
 def _require_name(name: str) -> None:
