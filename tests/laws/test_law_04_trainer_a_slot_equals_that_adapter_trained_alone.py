@@ -9,7 +9,7 @@ that compute in the type of their input, and a test holds that the staircase is 
 import pytest
 import torch
 from tests.tiny import tiny_model
-from tests.workbench import VOCABULARY, byte_tokenizer, rows_of
+from tests.workbench import VOCABULARY, byte_tokenizer, rows_of, tiny_folder
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -20,6 +20,8 @@ from lorawise.data.rows import Where
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.injection import inject
+from lorawise.models.files import resolve_model
+from lorawise.models.open import open_model
 from lorawise.models.packing import packing_support
 from lorawise.training.loop import Trainer, trained_parameters
 from lorawise.training.objective import NextToken
@@ -109,6 +111,20 @@ def test_over_an_fp64_base_only_transformers_norm_rounds_to_fp32():
     assert norm(x).equal(norm(x).float().double()), "every value is one of fp32"
     assert not own(x).equal(own(x).float().double())
     torch.testing.assert_close(norm(x), own(x), rtol=0, atol=1e-6)
+
+
+def test_each_slot_over_an_nf4_base_has_the_losses_it_has_alone(plan, tmp_path):
+    files = resolve_model(tiny_folder(tmp_path))
+
+    def over_nf4(chosen: tuple[int, ...]) -> Trainer:
+        return trainer_over(open_model(files, dtype="nf4", compute_dtype="float32"), plan, chosen)
+
+    bank = over_nf4((0, 1, 2))
+    together = [bank.step(k).losses for k in range(40)]
+    assert together[-1][2] < together[0][2] - 0.2
+    for slot in range(3):
+        alone = over_nf4((slot,))
+        assert [alone.step(k).losses[0] for k in range(40)] == pytest.approx([one[slot] for one in together], abs=1e-5)
 
 
 def test_beside_a_slot_that_diverges_the_others_keep_their_bits(plan):

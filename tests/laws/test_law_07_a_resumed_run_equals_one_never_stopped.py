@@ -24,6 +24,8 @@ CASES = {
     "by_epoch": {"train__eval_every": "epoch", "train__save_every": "epoch", "train__schedule": "wsd"},
     "recomputed": {"train__memory": "frugal", "lora__dropout": 0.1},
     "half": {"base__dtype": "float16"},
+    "nf4": {"base__dtype": "nf4", "lora__dropout": 0.1},
+    "int8": {"base__dtype": "int8"},
     "rates": {"train__lora_plus_ratio": 4.0, "train__weight_decay": 0.1, "train__clip": 0.3},
 }
 

@@ -26,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ours, padded": {"workload": PADDED},
     "ours, uneven rows": {"workload": Workload(tokens=3072, rows=3, length=1024, packed=False, filler=True)},
     "ours, 4-bit": {"workload": PACKED, "method": "qlora", "mode": "frugal"},
+    "ours, 4-bit, every activation kept": {"workload": PACKED, "method": "qlora"},
+    "ours, 4-bit, q and v of two slots": {"workload": PACKED, "method": "qlora", "config": QV, "slots": 2},
     "stock, every activation kept": {"workload": PADDED, "trainer": "hf"},
     "stock, none kept, accumulated": {
         "workload": Workload(tokens=3072, rows=3, length=1024, packed=False, accumulate=True),

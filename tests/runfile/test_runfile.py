@@ -83,7 +83,7 @@ train:
   schedule: cosin
   trackers: wandbb
   epochs: 7
-base: {dtype: nf4}
+base: {dtype: nf5}
 """,
     )
     told = [line.strip().removeprefix(f"{tmp_path}/run.yaml:") for line in found.splitlines()[1:]]
@@ -96,7 +96,7 @@ base: {dtype: nf4}
         "10: train.schedule: 'cosin' is not known; did you mean 'cosine'?",
         "11: train.trackers: 'wandbb' is not known; did you mean 'wandb'?",
         "12: train.epochs is written twice, first in line 9",
-        "13: base.dtype: 'nf4': 4-bit bases are not built yet; use bfloat16, or a smaller model",
+        "13: base.dtype: 'nf5' is not known; did you mean 'nf4'?",
     ]
 
 
@@ -252,7 +252,7 @@ def test_values_can_be_frozen_into_a_run() -> None:
 
 
 def test_a_run_made_in_python_is_refused_what_is_not_built() -> None:
-    run = RunFile.model_validate(LEAST | {"base": {"dtype": "nf4"}})
+    run = RunFile.model_validate(LEAST | {"train": {"memory": "offload"}})
     with pytest.raises(ConfigError, match="not built yet"):
         require_built(run)
 

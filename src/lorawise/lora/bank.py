@@ -19,7 +19,8 @@ from lorawise.base.errors import AdapterError
 from lorawise.lora.config import LoraConfig
 from lorawise.lora.dropout import Masks, kept_share
 from lorawise.lora.inits import INITS, generator_for
-from lorawise.lora.product import Scale, add_lora, lora_linear
+from lorawise.lora.packed import PackedLinear
+from lorawise.lora.product import Scale, Weight, add_lora, lora_linear
 from lorawise.lora.routing import Routing
 from lorawise.lora.wrapping import Wrapper, master_dtype, set_values, unwrapped
 
@@ -170,7 +171,7 @@ class BankLayer(Wrapper):
 
 
 class LinearBank(BankLayer):
-    """Over `nn.Linear` and what derives from it (bitsandbytes' quantised layers); inputs of any rank."""
+    """Over `nn.Linear` and what derives from it (packed layers, bitsandbytes' own); inputs of any rank."""
 
     stored_in_out = False
 
@@ -210,9 +211,11 @@ class LinearBank(BankLayer):
             )
         return Masks(seeds=tuple(routing.dropout_seed(i, self.name) for i in slots), keep=keep)
 
-    def _plain_weight(self, x: Tensor) -> Tensor | None:
+    def _plain_weight(self, x: Tensor) -> Weight | None:
         """(out, in) of a layer that does x·Wᵀ + b and nothing else; None when it must be left to its own gradient."""
         base = self.base_layer
+        if isinstance(base, PackedLinear):
+            return base if x.dtype == base.compute_dtype and _undisturbed(base, base.bias, x) else None
         if type(base) is not nn.Linear:
             return None
         return base.weight if _plain(base, base.weight, base.bias, x) else None
@@ -228,7 +231,7 @@ class Conv1DBank(LinearBank):
         rows, columns = base.get_parameter("weight").shape
         return rows, columns
 
-    def _plain_weight(self, x: Tensor) -> Tensor | None:
+    def _plain_weight(self, x: Tensor) -> Weight | None:
         base = self.base_layer
         if isinstance(base, Wrapper):
             return None
@@ -287,8 +290,15 @@ def _plain(base: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor) -> b
     return (
         type(weight) in _PLAIN_WEIGHTS
         and not weight.requires_grad
-        and (bias is None or not bias.requires_grad)
         and x.dtype == weight.dtype
+        and _undisturbed(base, bias, x)
+    )
+
+
+def _undisturbed(base: nn.Module, bias: Tensor | None, x: Tensor) -> bool:
+    """Whether `base` does what its class does and nothing else."""
+    return (
+        (bias is None or not bias.requires_grad)
         and not torch.is_autocast_enabled(x.device.type)
         and "forward" not in vars(base)
         and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)

@@ -7,6 +7,7 @@ from torch import nn
 
 from lorawise.lora.bank import BankLayer
 from lorawise.lora.full_modules import FullLayer
+from lorawise.lora.packed import PackedLinear
 from lorawise.lora.selection import called_within
 from lorawise.lora.wrapping import base_parameters, layers_of
 
@@ -29,7 +30,8 @@ class ParameterCount:
 def trainable_parameters(model: nn.Module) -> ParameterCount:
     """Count an injected model. As in PEFT, a packed 4-bit weight counts the values it stands for, `modules_to_save`
     adds its copies to the total, and a trained bias does not."""
-    base = sum(_values(parameter) for _, parameter in base_parameters(model))
+    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if isinstance(m, PackedLinear)}
+    base = sum(packed.get(id(parameter)) or _values(parameter) for _, parameter in base_parameters(model))
     low_rank = sum(
         math.prod(layer.stack) * rank * (layer.in_width + layer.out_width)
         for layer in layers_of(model, BankLayer).values()

@@ -6,7 +6,8 @@ takes the i-th m-th of the leading dimension. With T tokens an adapter:
     u  = drop(x)·Aᵀ        (T, r)          y  = base(x) + u·(sB)ᵀ
     du = dy·(sB)           (T, r)          dA = duᵀ·drop(x)     dB = s·dyᵀ·u     dx = dy·W + drop'(du·A)
 
-Saved for backward: x itself (no cast, no dropped copy; q, k and v share one), u, and A and sB in the compute dtype.
+Saved for backward: x itself (no cast, no dropped copy; q, k and v share one), u, and A and sB in the compute dtype. Of
+a packed layer W is made twice, once forward and once backward, for all adapters and the base together, and not saved.
 Dropout masks are drawn a second time. Scaling is folded into B in the master's precision and rounded once; gradients
 of A and B come back in the master's dtype. (Operand orders are the fastest of those measured in bf16 and fp32 on CPU.)
 """
@@ -19,14 +20,16 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lorawise.lora.dropout import Masks
+from lorawise.lora.packed import PackedLinear
 
 Scale = float | Tensor
+Weight = Tensor | PackedLinear  # (out, in) as it is, or the layer that unpacks it
 
 
 def lora_linear(
-    layer: nn.Module, weight: Tensor, x: Tensor, A: Tensor, B: Tensor, s: Scale, masks: Masks | None
+    layer: nn.Module, weight: Weight, x: Tensor, A: Tensor, B: Tensor, s: Scale, masks: Masks | None
 ) -> Tensor:
-    """The fast path over a plain frozen layer computing x·weightᵀ + bias; `weight` (out, in) gives x's gradient."""
+    """The fast path over a frozen layer computing x·weightᵀ + bias; `weight` (out, in) gives x's gradient."""
     y: Tensor = _LinearPlusLowRank.apply(x, A, B, weight, layer, s, masks)  # type: ignore[no-untyped-call]
     return y
 
@@ -43,21 +46,25 @@ def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, s: Scale, masks: Masks 
 class _LinearPlusLowRank(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, weight: Tensor, layer: nn.Module, s: Scale, masks: Masks | None
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, weight: Weight, layer: nn.Module, s: Scale, masks: Masks | None
     ) -> Tensor:
         y: Tensor = layer(x)
         if y._is_view():  # of a temporary nobody else holds; as a view it could not be changed in place by its reader
             y = torch.ops.aten._unsafe_view(y, y.shape)
         u, a, b = _add_(y, x, A, B, s, masks)
-        ctx.save_for_backward(x, u, a, b, weight)
+        packed = isinstance(weight, PackedLinear)
+        ctx.packed = weight if packed else None
+        ctx.save_for_backward(x, u, a, b, *(() if packed else (weight,)))
         ctx.s, ctx.masks, ctx.masters = s, masks, A.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, a, b, weight = ctx.saved_tensors
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        x, u, a, b, *weight = ctx.saved_tensors
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ (weight[0] if ctx.packed is None else ctx.packed.unpack())
         dA, dB = _backward(ctx, dy, x, u, a, b, dx, wanted=ctx.needs_input_grad[1:3])
         return dx, dA, dB, None, None, None, None
 

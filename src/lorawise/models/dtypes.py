@@ -6,6 +6,8 @@
     bfloat16 on a CPU without   float32: measured 4× faster than emulated bfloat16 on AVX2 (190 against 48 GFLOP/s of a
     fast bfloat16               512×576×1536 product on two cores); exact, since every bfloat16 is a float32
     bfloat16 on a GPU without   float16 (before NVIDIA's Ampere)
+
+A base in nf4 or int8 is stored in few bits and computes in one of these: `compute`, chosen in the same way.
 """
 
 from collections import Counter
@@ -17,28 +19,42 @@ import torch
 from lorawise.base.errors import ModelError, nearest
 from lorawise.facts.folder import tensor_headers
 
+QUANTISED = ("nf4", "int8")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _ON_DISK = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DtypeChoice:
-    """`name` is what `auto` became (or what was asked for); `reason` is a phrase for a person."""
+    """`name` is what `auto` became (or what was asked for); `reason` is a phrase for a person.
+
+    compute  what products are computed in; `name` itself unless that is nf4 or int8
+    """
 
     name: str
+    compute: str = ""
     reason: str
+
+    def __post_init__(self) -> None:
+        if not self.compute:
+            object.__setattr__(self, "compute", self.name)
 
     @property
     def dtype(self) -> torch.dtype:
-        return _DTYPES[self.name]
+        """That products are computed in."""
+        return _DTYPES[self.compute]
 
 
-def choose_dtype(folder: Path, wanted: str = "auto", device: str | torch.device = "cpu") -> DtypeChoice:
-    """What to compute in. Reads only the safetensors headers of `folder`, and only for `auto`."""
+def choose_dtype(
+    folder: Path, wanted: str = "auto", device: str | torch.device = "cpu", *, compute: str = "auto"
+) -> DtypeChoice:
+    """What to hold the base in, and to compute in. Reads only the headers of `folder`, and only for `auto`."""
+    if wanted in QUANTISED:
+        return DtypeChoice(name=wanted, compute=choose_dtype(folder, compute, device).name, reason="as asked")
     if wanted in _DTYPES:
         return DtypeChoice(name=wanted, reason="as asked")
     if wanted != "auto":
-        raise ModelError(f"base dtype '{wanted}' is not known", cure=nearest(wanted, ["auto", *_DTYPES]))
+        raise ModelError(f"base dtype '{wanted}' is not known", cure=nearest(wanted, ["auto", *_DTYPES, *QUANTISED]))
     stored, kind = checkpoint_dtype(folder), torch.device(device).type
     if kind == "cpu" and stored != "float32":
         if not cpu_has_fast_bfloat16():

@@ -17,9 +17,10 @@ import torch
 
 from lorawise.base.errors import ModelError
 from lorawise.facts.kinds import quantised_with, refuse_other_kinds
-from lorawise.models.dtypes import choose_dtype
+from lorawise.models.dtypes import QUANTISED, DtypeChoice, choose_dtype
 from lorawise.models.files import ModelFiles as ModelFiles
 from lorawise.models.files import resolve_model as resolve_model
+from lorawise.models.quantised import loading_options, pack, refuse_fused_experts
 from lorawise.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -32,18 +33,23 @@ def open_model(
     files: ModelFiles,
     *,
     dtype: str = "auto",
+    compute_dtype: str = "auto",
+    double_quant: bool = True,
     device: str | torch.device = "cpu",
     labels: Sequence[str] | None = None,
     seed: int = 0,
 ) -> "PreTrainedModel":
     """The base model of `files`; with `labels`, as a classifier of them. `ModelError` names what is not supported.
 
-    dtype    auto, bfloat16, float16 or float32; `choose_dtype` tells what auto means here, and why
-    labels   names in the order of their ids; at least two
-    seed     of a fresh classification head
+    dtype          auto, bfloat16, float16, float32, nf4 or int8; `choose_dtype` tells what auto means here, and why
+    compute_dtype  of a base in nf4 or int8
+    double_quant   whether nf4 keeps its scales in 8 bits too
+    labels         names in the order of their ids; at least two
+    seed           of a fresh classification head
     """
     config = _config(files, labels)
-    model, missing = _load(files, config, choose_dtype(files.folder, dtype, device).dtype, labels)
+    chosen = choose_dtype(files.folder, dtype, device, compute=compute_dtype)
+    model, missing = _load(files, config, chosen, double_quant, torch.device(device), labels)
     fresh = {f"{HEAD}.weight"} if labels is not None else set()
     if lost := sorted(missing - fresh):
         raise ModelError(
@@ -56,6 +62,8 @@ def open_model(
     for module in model.modules():
         if isinstance(module, (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)):
             module.p = 0.0
+    if chosen.name in QUANTISED:
+        pack(model, chosen.dtype)
     model.requires_grad_(False)
     model.train(False)
     return _moved(model, torch.device(device))
@@ -114,18 +122,29 @@ def _refuse(files: ModelFiles) -> None:
 
 
 def _load(
-    files: ModelFiles, config: "PreTrainedConfig", dtype: torch.dtype, labels: Sequence[str] | None
+    files: ModelFiles,
+    config: "PreTrainedConfig",
+    chosen: DtypeChoice,
+    double_quant: bool,
+    device: torch.device,
+    labels: Sequence[str] | None,
 ) -> tuple["PreTrainedModel", set[str]]:
     """The model and the names of parameters that its checkpoint does not hold. Global random state stays as it was."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     opener: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    options: dict[str, Any] = {}
+    if chosen.name in QUANTISED:
+        options = loading_options(chosen.name, compute=chosen.dtype, double_quant=double_quant, device=device)
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            if options:
+                refuse_fused_experts(opener, config, chosen.name)
             model, info = opener.from_pretrained(
                 files.folder,
                 config=config,
-                dtype=dtype,
+                dtype=chosen.dtype,
+                **options,
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that they can be named below

@@ -88,7 +88,7 @@ def _method(run: RunFile, method: str | None) -> Method:
     dtype = run.base.dtype
     if dtype == "int8":
         raise ConfigError(
-            "base.dtype int8 is neither predicted nor trained",
+            "base.dtype int8 is trained, but not predicted yet",
             expected="nf4, or a plain type",
             cure="base.dtype: nf4 takes half of its memory; bfloat16 loses nothing",
         )

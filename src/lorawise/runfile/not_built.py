@@ -7,8 +7,6 @@ from lorawise.base.errors import ConfigError
 from lorawise.runfile.schema import RunFile
 
 NOT_BUILT: dict[tuple[str, str], str] = {
-    ("base.dtype", "nf4"): "4-bit bases are not built yet; use bfloat16, or a smaller model",
-    ("base.dtype", "int8"): "8-bit bases are not built yet; use bfloat16, or a smaller model",
     ("train.memory", "offload"): "offloading activations is not built yet; use frugal",
 }
 

@@ -38,7 +38,9 @@ from lorawise.runfile.fields import (
 # The rows of the guide's cheat sheet, and the two cases of its "When LoRA Is Not Enough".
 TASKS = ("chat", "style", "domain", "language", "multitask", "classification", "new-language", "new-behaviour")
 FORMATS = ("auto", *ROW_FORMATS)
-DTYPES = ("auto", "bfloat16", "float16", "float32", "nf4", "int8")
+COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTISED = ("nf4", "int8")
+DTYPES = (*COMPUTE_DTYPES, *QUANTISED)
 MEMORY = ("auto", "speed", "balanced", "frugal", "offload")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -112,9 +114,20 @@ class DataSettings(_Settings):
 
 
 class BaseSettings(_Settings):
+    """nf4 with double quantisation is QLoRA's (2305.14314), and the guide's own setting."""
+
     section: ClassVar[str] = "base"
 
     dtype: Annotated[str, kind(word(*DTYPES))] = Field("auto", description=" | ".join(DTYPES))
+    compute_dtype: Annotated[str, kind(word(*COMPUTE_DTYPES))] = Field(
+        "auto", description="of products over nf4 or int8: bfloat16 | float16 | float32"
+    )
+    double_quant: Flag = Field(True, description="nf4: its scales in 8 bits too")
+
+    @property
+    def computes_in(self) -> str:
+        """The type of products: the base's own, or that of one in few bits."""
+        return self.compute_dtype if self.dtype in QUANTISED else self.dtype
 
 
 class LoraSettings(_Settings):

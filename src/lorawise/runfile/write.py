@@ -56,4 +56,4 @@ def _source(source: DataSource) -> str | dict[str, object]:
 def _flow(value: object) -> str:
     """One value on one line; a scalar loses the end mark `...` that a lone YAML document carries."""
     dumped = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
-    return dumped.removesuffix("\n").removesuffix("\n...").strip()
+    return dumped.removesuffix("\n").removesuffix("\n...").strip(" \n")

@@ -12,7 +12,7 @@ from lorawise.data.batches import BatchOptions, BatchPlan, eval_batches
 from lorawise.lora.adapters import Adapters
 from lorawise.lora.config import LoraConfig, pattern_matches
 from lorawise.lora.injection import inject
-from lorawise.models.dtypes import choose_dtype
+from lorawise.models.dtypes import QUANTISED, choose_dtype
 from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
@@ -52,9 +52,16 @@ class Prepared:
 def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
     """Everything up to the first forward pass. What `run` leaves `auto` is chosen here, once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = run.with_values({"base.dtype": choose_dtype(files.folder, run.base.dtype, device).name})
-    labels = inputs.labels if inputs.head else None
-    model = open_model(files, dtype=run.base.dtype, device=device, labels=labels, seed=run.train.seed)
+    run = _with_dtypes(run, files, device)
+    model = open_model(
+        files,
+        dtype=run.base.dtype,
+        compute_dtype=run.base.compute_dtype,
+        double_quant=run.base.double_quant,
+        device=device,
+        labels=inputs.labels if inputs.head else None,
+        seed=run.train.seed,
+    )
     if device.type == "cpu":
         keep_freed_memory()  # after the opening, whose large buffers go back
     require_known_tokens(model, max(each.highest_id for each in (inputs.train, inputs.validation) if each is not None))
@@ -67,7 +74,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
     adapters = inject(model, lora_config(run, head=inputs.head))
     _require_patterns_meant(adapters)
     keep_activations(model, run.train.memory)
-    optimizer = BankAdamW(trained_parameters(adapters), [slot_settings(run)], scaled=run.base.dtype == "float16")
+    optimizer = BankAdamW(trained_parameters(adapters), [slot_settings(run)], scaled=run.base.computes_in == "float16")
     trainer = Trainer(
         model=model,
         adapters=adapters,
@@ -84,6 +91,14 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         evaluator=_evaluator(run, trainer, inputs, options),
         total=total,
         findings=(*inputs.findings, *findings, *_ranks_beyond(adapters)),
+    )
+
+
+def _with_dtypes(run: RunFile, files: ModelFiles, device: torch.device) -> RunFile:
+    base = run.base
+    chosen = choose_dtype(files.folder, base.dtype, device, compute=base.compute_dtype)
+    return run.with_values(
+        {"base.dtype": chosen.name, "base.compute_dtype": chosen.compute if chosen.name in QUANTISED else "auto"}
     )
 
 

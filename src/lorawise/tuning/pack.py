@@ -63,7 +63,9 @@ class Pack:
         prepared, self.members = self.prepared, tuple(members)
         adapters = inject(prepared.model, [m.config for m in members], names=[str(m.trial) for m in members])
         optimizer = BankAdamW(
-            trained_parameters(adapters), [m.optimiser for m in members], scaled=prepared.run.base.dtype == "float16"
+            trained_parameters(adapters),
+            [m.optimiser for m in members],
+            scaled=prepared.run.base.computes_in == "float16",
         )
         self.trainer = replace(
             prepared.trainer, adapters=adapters, optimizer=optimizer, schedules=tuple(m.schedule for m in members)

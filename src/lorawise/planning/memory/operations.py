@@ -19,7 +19,7 @@ from typing import Literal
 
 from lorawise.planning.memory.tape import ROUNDING, Buffer, Edge, Gradients, Tape, Value
 
-Adapter = Literal["none", "fused", "added", "peft", "full", "copy"]
+Adapter = Literal["none", "fused", "peft", "full", "copy"]
 Norm = Literal["rms", "centred", "layer"]
 
 
@@ -54,8 +54,8 @@ def product(tape: Tape, n: Numbers, x: Value, p: Product, *, gradients: list[Buf
     read = _as_computed(tape, n, x, p)
     if p.packed4:
         tape.brief(n.compute * p.inner * p.outer, p.inner * p.outer / 16, cause="dequantised weights")
-    y = Value(tape.buffer(n.tokens * p.outer * n.compute), needs=x.needs or p.adapter not in ("none",))
-    if p.adapter in ("fused", "added"):
+    y = Value(tape.buffer(n.tokens * p.outer * n.compute), needs=x.needs or p.adapter != "none")
+    if p.adapter == "fused":
         return _ours(tape, n, x, read, y, p)
     if p.adapter == "copy":
         return _copy(tape, n, x, read, y, p)
@@ -108,13 +108,13 @@ def _frozen_backward(
 
 
 def _ours(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product) -> Value:
-    """Added into the product's own output; over a 4-bit base the product has a gradient of its own beside."""
+    """Added into the product's own output, one gradient for both; a 4-bit weight is unpacked again for it."""
     own = n.slots * p.rank
     copies = tape.buffer(n.compute * own * (p.inner + p.outer), "adapters in 16 bits") if n.compute < 4 else None
     u = tape.buffer(n.tokens * p.rank * n.compute)
     kept = (read.buffer, copies, u)
     out = Value(y.buffer, needs=True)
-    edge, size, below = x.edge, x.buffer.size, Edge(needs=x.needs)
+    edge, size = x.edge, x.buffer.size
 
     def own_gradients() -> None:
         du = tape.buffer(n.tokens * p.rank * n.compute)
@@ -127,16 +127,7 @@ def _ours(tape: Tape, n: Numbers, x: Value, read: Value, y: Value, p: Product) -
         own_gradients()
         return given
 
-    def added(dy: Buffer, kept: object = kept) -> Gradients:
-        given = [(edge, tape.buffer(n.tokens * p.inner * n.compute))] if edge.needs else []
-        own_gradients()
-        return [(below, dy), *given]
-
-    if p.adapter == "fused":
-        tape.node(out.edge, fused)
-    else:
-        tape.node(below, partial(_frozen_backward, tape, n, edge, size, p, None, None))
-        tape.node(out.edge, added)
+    tape.node(out.edge, fused)
     return out
 
 

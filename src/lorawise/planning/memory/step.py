@@ -104,7 +104,7 @@ class Step:
         elif self._is_whole(matrix.name):
             adapter = "copy" if self.ours else "full"
         elif rank:
-            adapter = "peft" if not self.ours else "added" if packed4 else "fused"
+            adapter = "fused" if self.ours else "peft"
         return Product(
             inner=matrix.in_features,
             outer=matrix.out_features,

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from lorawise.lora.packed import NF4_BLOCK, SCALES_BLOCK, PackedLinear
 from lorawise.models.kernels import assume_device
 from lorawise.models.quiet import quiet_transformers
 
@@ -143,57 +144,39 @@ def workspaces() -> dict[Any, Callable[..., int]]:
     }
 
 
-class Nf4Linear(nn.Linear):
-    """What bitsandbytes' Linear4bit keeps and computes, without its values: 4-bit weights and their constants.
+class Nf4Linear(PackedLinear):
+    """A 4-bit layer without its values: 4-bit weights and their constants, and what unpacking them takes.
 
     weight (in·out / 2) uint8; absmax one a block of 64: fp32, or 8 bits with fp32 for each 256 of them (double
-    quantisation). Forward and backward each dequantise the whole matrix, for one product.
+    quantisation). lorawise's own product unpacks it once forward and once backward; bitsandbytes' Linear4bit, which the
+    stock trainer has, allocates the same.
     """
 
     def __init__(self, like: nn.Linear, *, double_quant: bool, compute_dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = like.in_features, like.out_features
         size = like.in_features * like.out_features
         device = like.weight.device
-        self.weight = nn.Parameter(torch.empty(-(-size // 2), 1, dtype=torch.uint8, device=device), requires_grad=False)
-        self.bias = like.bias
-        self.compute_dtype = compute_dtype
-        blocks = -(-size // 64)
-        state = [torch.empty(16, device=device)]
+        bits = torch.empty(-(-size // 2), 1, dtype=torch.uint8, device=device)
+        super().__init__(like.in_features, like.out_features, bits=bits, bias=like.bias, compute_dtype=compute_dtype)
+        blocks = -(-size // NF4_BLOCK)
+        constants = [torch.empty(16, device=device)]
         if double_quant:
-            state += [
+            constants += [
                 torch.empty(blocks, dtype=torch.uint8, device=device),
-                torch.empty(-(-blocks // 256), device=device),
+                torch.empty(-(-blocks // SCALES_BLOCK), device=device),
                 torch.empty(256, device=device),
                 torch.empty((), device=device),
             ]
         else:
-            state += [torch.empty(blocks, device=device)]
-        self.quant_state = state
+            constants += [torch.empty(blocks, device=device)]
+        self.constants = constants
         self.double_quant = double_quant
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        y: Tensor = _Dequantised.apply(x.to(self.compute_dtype), self.weight, bias, self)  # type: ignore[no-untyped-call]
-        return y.to(x.dtype)
-
-    def dequantised(self) -> Tensor:
+    def unpack(self) -> Tensor:
         """The whole matrix in the compute type; with double quantisation its absmax is made in fp32 first."""
-        absmax = torch.empty(-(-self.in_features * self.out_features // 64)) if self.double_quant else None
+        absmax = torch.empty(-(-self.in_features * self.out_features // NF4_BLOCK)) if self.double_quant else None
         weight = torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype)
         del absmax
         return weight
-
-
-class _Dequantised(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Nf4Linear) -> Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.dequantised(), bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return dy @ ctx.layer.dequantised(), None, None, None
 
 
 def quantise(model: nn.Module, *, double_quant: bool, compute_dtype: torch.dtype) -> None:

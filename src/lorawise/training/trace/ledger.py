@@ -122,7 +122,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _LITERALS:
             self._remember(args[0], out)
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._held:
                     self._add(storage, self.label)
