@@ -47,13 +47,14 @@ class StudyConsole:
         self._told: list[Event] = []
         self._pace = Pace()
         self._training: dict[int, float] = {}  # trial → its training loss, a running mean
-        self._pack: tuple[int, ...] = ()
+        self._busy: set[int] = set()  # settings that have begun this rung and are not measured yet
         self._live: Live | None = None
         self._drawn = -math.inf
 
     def __call__(self, event: Event | StudyResumed) -> None:
         for each in event.told if isinstance(event, StudyResumed) else (event,):
             self._pace(each)
+            self._keep_busy(each)
             if not isinstance(each, PackStepped):
                 self._told.append(each)
         try:
@@ -114,7 +115,6 @@ class StudyConsole:
             self._say("then", "the winner's scaling is turned up and down, and the finalists answer")
 
     def _step(self, event: PackStepped) -> None:
-        self._pack = event.trials
         for trial, loss in zip(event.trials, event.losses, strict=True):
             self._training[trial] = 0.9 * self._training.get(trial, loss) + 0.1 * loss
         live = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -138,7 +138,10 @@ class StudyConsole:
         rung = f"rung {event.rung}" + (f" of {len(started.rungs)}" if started is not None else "")
         step = f"step {event.step}" + (f" of {started.rungs[event.rung - 1]}" if started is not None else "")
         rate = words.count(self._pace.tokens_per_second())
-        parts = [rung, step, f"{len(event.trials)} side by side", f"{rate} tokens/s"]
+        side = f"{len(self._busy)} side by side" + (
+            f" on {workers} workers" if (workers := self._pace.workers) > 1 else ""
+        )
+        parts = [rung, step, side, f"{rate} tokens/s"]
         return "  ".join([*parts, f"about {words.duration(left)} left"] if left is not None else parts)
 
     def _view(self, rung: int) -> Table:
@@ -152,7 +155,16 @@ class StudyConsole:
             return f"failed at step {row.step}" if row.state == "failed" else row.state
         if any(isinstance(e, TrialMeasured) and e.trial == row.trial and e.rung == rung for e in self._told):
             return "measured"
-        return "training" if row.trial in self._pack else "waiting"
+        return "training" if row.trial in self._busy else "waiting"
+
+    def _keep_busy(self, event: Event) -> None:
+        match event:
+            case PackStepped():
+                self._busy |= set(event.trials)
+            case TrialMeasured() | TrialFailed():
+                self._busy -= {event.trial}
+            case RungEnded():
+                self._busy = set()
 
     def _say(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:<8} {words.visible(text)}"), soft_wrap=True)

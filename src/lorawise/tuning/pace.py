@@ -17,12 +17,12 @@ class Pace:
     """Told every event; a study that was resumed is told what came before, steps aside."""
 
     started: StudyStarted | None = None
+    workers: int = 0  # of a cluster; none in one process
     _seconds: dict[int, float] = field(default_factory=dict)  # settings side by side → seconds of a step
     _rates: dict[tuple[int, ...], float] = field(default_factory=dict)  # pack → tokens a second, all its settings
     _done: int = 0  # settings' steps of this rung
     _rung: int = 1
     _now: int = 0  # settings of this rung
-    _workers: int = 0
     _evaluation: float = 0.0  # seconds a setting, at the last rung
 
     def __call__(self, event: Event) -> None:
@@ -36,7 +36,7 @@ class Pace:
             case TrialFailed():
                 self._rates.clear()
             case WorkerChanged():
-                self._workers += 1 if event.state == "joined" else -1
+                self.workers += 1 if event.state == "joined" else -1
                 self._rates.clear()
             case RungEnded():
                 self._evaluation = event.evaluation_seconds / max(len(event.ranking), 1)
@@ -52,7 +52,7 @@ class Pace:
 
     def tokens_per_second(self) -> float:
         """Of all settings that train now. A pack that has ended is forgotten when as many others are heard of."""
-        newest = list(self._rates.values())[-max(self._workers, 1) :]
+        newest = list(self._rates.values())[-max(self.workers, 1) :]
         return math.fsum(newest)
 
     def left(self) -> float | None:
@@ -64,10 +64,10 @@ class Pace:
         for rung in range(self._rung, len(rungs) + 1):
             steps = rungs[rung - 1] - (rungs[rung - 2] if rung > 1 else 0)
             done = self._done if rung == self._rung else 0
-            side = max(1, min(self.started.slots, math.ceil(settings / max(self._workers, 1))))
+            side = max(1, min(self.started.slots, math.ceil(settings / max(self.workers, 1))))
             total += max(settings * steps - done, 0) * self._a_step(side) + settings * self._evaluation
             settings = math.ceil(settings * _kept(self.started.eliminate))
-        return total / max(self._workers, 1)
+        return total / max(self.workers, 1)
 
     def _asked(self) -> int:
         """All settings of the study are in its first rung, asked or not yet."""

@@ -44,6 +44,7 @@ from lorawise.tuning.space import Axis, Grid, grid_of, identity, run_of, setting
 from lorawise.tuning.trackers import StudyTrackers
 
 MOST_SLOTS = 16  # trained side by side
+GO_ON = "the same command with --resume goes on"
 KEPT = 3  # adapters left: the best and the next two
 
 
@@ -155,7 +156,7 @@ class Study:
             if self.stop:
                 raise Interrupted(
                     f"{self.stop.name} after the last rung: every setting is measured, the best adapters are saved",
-                    cure=f"go on with: lorawise tune --resume -o {self.folder.path}",
+                    cure=GO_ON,
                 )
         yield self._finish()
 
@@ -257,8 +258,8 @@ class Study:
             yield told
             if self.stop and isinstance(told, PackStepped):
                 raise Interrupted(
-                    f"{self.stop.name} at step {told.step} of rung {rung}; the {rung - 1} rungs before it are saved",
-                    cure=f"go on with: lorawise tune --resume -o {self.folder.path}",
+                    f"{self.stop.name} at step {told.step} of rung {rung}; {_saved(rung - 1)}",
+                    cure=GO_ON,
                 )
 
     def _leg(self, rung: int, trials: Sequence[int]) -> Leg:
@@ -357,6 +358,12 @@ def predicted_slots(prepared: Prepared) -> int:
     while slots > 1 and slots * each > SHARE * free_memory(prepared.model.device):
         slots //= 2
     return slots
+
+
+def _saved(rungs: int) -> str:
+    if rungs == 0:
+        return "no rung is whole yet"
+    return "the rung before it is saved" if rungs == 1 else f"the {rungs} rungs before it are saved"
 
 
 def _parted(trials: Sequence[int], size: int) -> Iterator[Sequence[int]]:
