@@ -150,7 +150,7 @@ def _words(story: StudyStory, trial: int | None) -> str:
 
 
 def parallel(story: StudyStory) -> Figure | None:
-    """Every setting as a line through all axes to its loss, the best drawn last and darkest."""
+    """Every setting as a line through all axes to its loss, the best drawn last and strongest."""
     axes = [key for key in story.axes if story.varies(key)]
     if len(axes) < 2 or len(story.first) < 3:
         return None
@@ -182,7 +182,7 @@ def parallel(story: StudyStory) -> Figure | None:
         "parallel",
         "All axes at once",
         traces,
-        unit="a line a setting; the darker, the lower its loss",
+        unit="a line a setting; the stronger its colour, the lower its loss",
         note=f"{capped} settings came out worse than the base and are drawn at its loss." if capped > 1 else "",
         wide=True,
         layout={

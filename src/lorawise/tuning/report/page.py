@@ -118,14 +118,16 @@ class Line:
 def _lines(story: StudyStory) -> Iterator[Line]:
     total = story.started.rungs[-1] if story.started is not None else 1
     origins = {trial: asked.origin for trial, asked in story.trials.items()}
+    reached = {trial: event.step for event in story.steps for trial in event.trials}
     for place, row in enumerate(story.rows, start=1):
         equal = row.equal_to is not None
+        step = row.step if row.state == "failed" else max(row.step, reached.get(row.trial, 0))
         yield Line(
             place=place,
             values=tuple(shown(row.setting[key], key) for key in story.axes),
             state=_state(story, row),
-            step=row.step,
-            share=0.0 if equal else row.step / total,
+            step=step,
+            share=0.0 if equal else step / total,
             loss="" if row.validation_loss is None else words.loss(row.validation_loss),
             behind="" if equal else _behind(story, row.trial),
             own=origins.get(row.trial) == "the run file",
@@ -137,7 +139,9 @@ def _state(story: StudyStory, row: Row) -> str:
         return f"same run as {in_words(story.trials[row.equal_to].setting)}"
     if row.state == "failed":
         return f"failed: {story.failed[row.trial].reason}"
-    return "winner" if story.ended is not None and row.trial == story.ended.best else row.state
+    if story.ended is None:
+        return "still in" if row.state == "running" else row.state
+    return "winner" if row.trial == story.ended.best else row.state
 
 
 def _behind(story: StudyStory, trial: int) -> str:
