@@ -85,7 +85,7 @@ def test_every_example_trains_on_a_tiny_model(example: Path, at_home: Path) -> N
     tree = asked.model_dump(exclude_none=True)
     tree["model"] = str(at_home / "base")
     tree["train"].pop("epochs")
-    tree["train"] |= {"steps": 1, "learning_rate": 1e-2}
+    tree["train"] |= {"steps": 1, "learning_rate": 1e-2, "warmup": 0}
     tree["lora"].pop("alpha")
     short, _ = make_run_file(tree)
     assert lorawise.train(short, out=at_home / "example").steps == 1
