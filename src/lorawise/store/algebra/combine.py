@@ -29,7 +29,7 @@ from lorawise.lora.weights import StoredAdapter
 from lorawise.store.algebra.factors import Array, Factors, svd, total
 from lorawise.store.algebra.range_finder import largest
 from lorawise.store.algebra.rescale import rescale
-from lorawise.store.algebra.result import computed, config_with_ranks, shapes_of
+from lorawise.store.algebra.result import computed, config_with_ranks, experts_of, shapes_of
 from lorawise.store.peft_config import listing
 
 
@@ -130,7 +130,12 @@ def combine(parts: Sequence[Part], method: str, options: Options, dtype: str) ->
     shapes = {module: widths for part in parts for module, widths in shapes_of(part.adapter).items()}
     ranks = {module: _rank(parts, module, method, options, widths) for module, widths in shapes.items()}
     first = parts[0].adapter
-    like = replace(first, full={}, kinds={k: v for part in parts for k, v in part.adapter.kinds.items()})
+    like = replace(
+        first,
+        full={},
+        layers={module: pair for part in parts for module, pair in part.adapter.layers.items()},
+        kinds={k: v for part in parts for k, v in part.adapter.kinds.items()},
+    )
     config = config_with_ranks(LoraConfig(target_modules=tuple(shapes)), ranks, 1.0)
     return computed(like, config, shapes, lambda m: work(_of_module(parts, m), ranks[m], options, m), dtype)
 
@@ -166,7 +171,7 @@ def _of_module(parts: Sequence[Part], module: str) -> list[Weighted]:
 
 
 def _rank(parts: Sequence[Part], module: str, method: str, options: Options, widths: tuple[int, int]) -> int:
-    ranks = [part.adapter.layers[module][0].shape[0] for part in parts if module in part.adapter.layers]
+    ranks = [part.adapter.layers[module][0].shape[-2] for part in parts if module in part.adapter.layers]
     if method == "linear":
         if len(set(ranks)) > 1 or len(ranks) < len(parts):
             raise AdapterError(
@@ -191,7 +196,8 @@ def _require_kin(parts: Sequence[Part]) -> None:
         mine, theirs = shapes_of(part.adapter), shapes_of(first.adapter)
         for module in mine.keys() & theirs.keys():
             kinds = [each.adapter.kinds.get(module, "linear") for each in (part, first)]
-            if mine[module] != theirs[module] or kinds[0] != kinds[1]:
+            stacks = [experts_of(each.adapter)[module] for each in (part, first)]
+            if mine[module] != theirs[module] or kinds[0] != kinds[1] or stacks[0] != stacks[1]:
                 problems.append(
                     f"{module} is {mine[module]} in {part.name}, {theirs[module]} in {first.name} (in, out)"
                 )
@@ -235,4 +241,7 @@ def _dropped(parts: Sequence[Weighted], options: Options, module: str) -> list[A
 
 
 def _cut(delta: Array, rank: int, options: Options) -> Factors:
-    return largest(delta, rank, seed=options.seed).factors(rank)
+    if delta.ndim == 2:
+        return largest(delta, rank, seed=options.seed).factors(rank)
+    cut = [_cut(each, rank, options) for each in delta]
+    return Factors(A=np.stack([each.A for each in cut]), B=np.stack([each.B for each in cut]))

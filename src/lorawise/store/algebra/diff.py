@@ -8,7 +8,8 @@ interference   ‖ΔW_b·P_a‖ / ‖ΔW_a‖, P_a the projection on what a read
                the inputs that a answers to. Two adapters that read other directions do not disturb each other
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from lorawise.base.errors import AdapterError
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.algebra.factors import Array, Factors, Svd, distance, effective_rank, inner, svd
-from lorawise.store.algebra.result import ratio, shapes_of
+from lorawise.store.algebra.result import experts_of, ratio, shapes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,10 @@ class Difference:
 def diff(one: StoredAdapter, other: StoredAdapter) -> Difference:
     """`AdapterError` when a module has other shapes in the two, or when they share none."""
     mine, theirs = shapes_of(one), shapes_of(other)
-    wrong = [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]
+    stacks = experts_of(one), experts_of(other)
+    wrong = [
+        name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name] or stacks[0][name] != stacks[1][name]
+    ]
     if wrong or not mine.keys() & theirs.keys():
         raise AdapterError(
             f"{wrong[0]} is {mine[wrong[0]]} in one, {theirs[wrong[0]]} in the other"
@@ -80,15 +84,15 @@ def _rows(one: StoredAdapter, other: StoredAdapter) -> Iterator[tuple[LayerDiff,
             yield LayerDiff(name=name, norms=norms, distance=ratio(max(norms), norms[0])), (max(norms) ** 2, 0, 0, 0)
             continue
         off, product, norms = distance(a, b), inner(a, b), (a.norm(), b.norm())
-        bases = [_main(svd(each)) for each in (a, b)]
-        crossed = (_response(b, bases[0].Vt), _response(a, bases[1].Vt))
+        bases = [[_main(svd(part)) for part in each.each()] for each in (a, b)]
+        crossed = (_response(b, bases[0]), _response(a, bases[1]))
         row = LayerDiff(
             name=name,
             norms=norms,
             distance=ratio(off, norms[0]),
             cosine=ratio(product, norms[0] * norms[1]),
-            reads=_angles(bases[0].Vt.T, bases[1].Vt.T),
-            writes=_angles(bases[0].U, bases[1].U),
+            reads=_angles([main.Vt.T for main in bases[0]], [main.Vt.T for main in bases[1]]),
+            writes=_angles([main.U for main in bases[0]], [main.U for main in bases[1]]),
             interference=(ratio(crossed[0], norms[0]), ratio(crossed[1], norms[1])),
         )
         yield row, (off**2, product, crossed[0] ** 2, crossed[1] ** 2)
@@ -100,12 +104,15 @@ def _main(whole: Svd) -> Svd:
     return Svd(U=whole.U[:, :kept], S=whole.S[:kept], Vt=whole.Vt[:kept])
 
 
-def _response(factors: Factors, inputs: Array) -> float:
-    """‖ΔW·Vᵀ‖ on orthonormal inputs Vt (k, in)."""
-    return float(np.linalg.norm(np.linalg.qr(factors.B)[1] @ (factors.A @ inputs.T)))
+def _response(factors: Factors, inputs: Sequence[Svd]) -> float:
+    """‖ΔW·Vᵀ‖ on orthonormal inputs Vt (k, in), each expert's on its own."""
+    parts = zip(factors.each(), inputs, strict=True)
+    return math.hypot(*(np.linalg.norm(np.linalg.qr(part.B)[1] @ (part.A @ main.Vt.T)) for part, main in parts))
 
 
-def _angles(one: Array, other: Array) -> Angles:
-    """Between the spans of orthonormal columns: arccos of the singular values of their product (Björck, Golub 1973)."""
-    angles = np.degrees(np.arccos(np.clip(np.linalg.svd(one.T @ other, compute_uv=False), 0, 1)))
+def _angles(ones: Sequence[Array], others: Sequence[Array]) -> Angles:
+    """Between the spans of orthonormal columns, each expert's with its own: arccos of the singular values of their
+    product (Björck, Golub 1973)."""
+    values = [np.linalg.svd(one.T @ other, compute_uv=False) for one, other in zip(ones, others, strict=True)]
+    angles = np.degrees(np.arccos(np.clip(np.concatenate(values), 0, 1)))
     return Angles(smallest=float(angles.min()), mean=float(angles.mean()))

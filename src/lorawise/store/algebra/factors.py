@@ -5,15 +5,17 @@
 B = Q_b·R_b and Aᵀ = Q_a·R_a, so ΔW = Q_b·(R_b·R_aᵀ)·Q_aᵀ: its singular values are those of the small core (r, r). A
 dense SVD of the same update costs min(in, out)² · max(in, out); this costs r² · (in + out). A sum of updates is again
 of this form, the factors side by side, so distances and errors need nothing dense either.
+
+Fused experts are one module with a stack of updates, A (E, r, in), B (E, out, r): as if they were the blocks of one
+block-diagonal matrix. Norms, products and distances are those of that matrix; a rank is that of every expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorawise.base.errors import AdapterError
 from lorawise.lora.weights import StoredAdapter
 
 Array = NDArray[np.float64]
@@ -23,30 +25,24 @@ Array = NDArray[np.float64]
 class Factors:
     """ΔW = B·A of one module."""
 
-    A: Array  # (r, in)
-    B: Array  # (out, r)
+    A: Array  # (r, in), of experts (E, r, in)
+    B: Array  # (out, r), of experts (E, out, r)
 
     @classmethod
     def of(cls, adapter: StoredAdapter, module: str) -> "Factors":
         """As the adapter computes it, its scaling included."""
         a, b = adapter.layers[module]
-        if adapter.kinds.get(module) == "experts":
-            raise AdapterError(
-                f"{module} is a stack of {a.shape[0]} experts",
-                expected="linear layers and embeddings; arithmetic on experts is not there yet",
-                cure="use the adapter in the model: lorawise.load, or PEFT",
-            )
         return cls(A=a.double(), B=adapter.config.scaling_of(module) * b.double())
 
     @property
     def rank(self) -> int:
-        return len(self.A)
+        return int(self.A.shape[-2])
 
     def times(self, weight: float) -> "Factors":
         return Factors(A=self.A, B=weight * self.B)
 
     def dense(self) -> Array:
-        """ΔW (out, in)."""
+        """ΔW (out, in), of experts (E, out, in)."""
         return np.asarray(self.B @ self.A, dtype=np.float64)
 
     def norm(self) -> float:
@@ -54,13 +50,23 @@ class Factors:
         return float(np.linalg.norm(core(self)[1]))
 
     def singular_values(self) -> Array:
-        """Descending, as many as the factors can carry: min(r, in, out)."""
-        return np.asarray(np.linalg.svd(core(self)[1], compute_uv=False), dtype=np.float64)
+        """Descending, as many as the factors can carry: min(r, in, out). Of experts the k-th is √Σₑ σₑₖ²: what rank k
+        adds to the energy of all."""
+        values = np.asarray(np.linalg.svd(core(self)[1], compute_uv=False), dtype=np.float64)
+        return values if values.ndim == 1 else np.sqrt(np.sum(values**2, axis=0))
+
+    def each(self) -> Iterator["Factors"]:
+        """The experts' one by one; of any other module itself."""
+        if self.A.ndim == 2:
+            yield self
+            return
+        for a, b in zip(self.A, self.B, strict=True):
+            yield Factors(A=a, B=b)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Svd:
-    """ΔW = U·diag(S)·Vt, S descending; U (out, k), Vt (k, in)."""
+    """ΔW = U·diag(S)·Vt, S descending; U (out, k), Vt (k, in), of experts each with E in front."""
 
     U: Array
     S: Array
@@ -68,31 +74,37 @@ class Svd:
 
     def factors(self, rank: int) -> Factors:
         """The nearest update of that rank; each singular value's root on either side, so that A and B are of a size."""
-        root = np.sqrt(self.S[:rank])
-        return Factors(A=root[:, None] * self.Vt[:rank], B=self.U[:, :rank] * root)
+        root = np.sqrt(self.S[..., :rank])
+        return Factors(A=root[..., None] * self.Vt[..., :rank, :], B=self.U[..., :rank] * root[..., None, :])
 
 
 def total(parts: Sequence[Factors]) -> Factors:
     """The sum of several updates, exactly: the factors side by side."""
-    return Factors(A=np.concatenate([part.A for part in parts]), B=np.concatenate([p.B for p in parts], axis=1))
+    A = np.concatenate([part.A for part in parts], axis=-2)
+    return Factors(A=A, B=np.concatenate([part.B for part in parts], axis=-1))
 
 
 def core(factors: Factors) -> tuple[Array, Array, Array]:
     """(Q_b, R_b·R_aᵀ, Q_a)."""
     q_b, r_b = np.linalg.qr(factors.B)
-    q_a, r_a = np.linalg.qr(factors.A.T)
-    return q_b, r_b @ r_a.T, q_a
+    q_a, r_a = np.linalg.qr(turned(factors.A))
+    return q_b, r_b @ turned(r_a), q_a
 
 
 def svd(factors: Factors) -> Svd:
     q_b, small, q_a = core(factors)
     u, s, vt = np.linalg.svd(small, full_matrices=False)
-    return Svd(U=q_b @ u, S=s, Vt=vt @ q_a.T)
+    return Svd(U=q_b @ u, S=s, Vt=vt @ turned(q_a))
+
+
+def turned(matrices: Array) -> Array:
+    """Each matrix of a stack transposed."""
+    return np.swapaxes(matrices, -1, -2)
 
 
 def inner(one: Factors, other: Factors) -> float:
     """⟨ΔW₁, ΔW₂⟩ = Σᵢⱼ, the numerator of their cosine."""
-    return float(np.sum((one.B.T @ other.B) * (one.A @ other.A.T)))
+    return float(np.sum((turned(one.B) @ other.B) * (one.A @ turned(other.A))))
 
 
 def distance(one: Factors, other: Factors) -> float:

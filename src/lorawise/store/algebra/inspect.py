@@ -4,6 +4,7 @@
 of base = ‖ΔW‖ / ‖W‖, where the base is given
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from lorawise.store.algebra.result import Source, ratio
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One module. `of_base` is None where the base was not given or does not hold it by that name."""
+    """One module. `of_base` is None where the base was not given or does not hold it by that name. Of fused experts
+    the ranks are those of all of them together."""
 
     name: str
     r: int
@@ -30,6 +32,7 @@ class Layer:
     share: float
     rank_90: int
     rank_99: int
+    experts: int = 1
     of_base: float | None = None
 
 
@@ -57,10 +60,11 @@ def inspect(source: Source, base: Path | None = None) -> Inspection:
         layers.append(
             Layer(
                 name=module,
-                r=a.shape[0],
+                r=a.shape[-2],
                 alpha=adapter.config.alpha_of(module),
                 scaling=adapter.config.scaling_of(module),
-                shape=(b.shape[0], a.shape[1]),
+                shape=(b.shape[-2], a.shape[-1]),
+                experts=math.prod(a.shape[:-2]),
                 parameters=a.size + b.size,
                 norm=norm,
                 share=ratio(norm**2, whole**2),

@@ -18,7 +18,7 @@ from lorawise.store.served import SERVED_RANKS, served_rank
 
 def normal_rank(adapter: StoredAdapter) -> int:
     """The smallest served rank that holds every module. `AdapterError` when none does."""
-    largest = max((a.shape[0] for a, _ in adapter.layers.values()), default=1)
+    largest = max((a.shape[-2] for a, _ in adapter.layers.values()), default=1)
     served = served_rank(largest)
     if served is None:
         raise AdapterError(
@@ -54,4 +54,6 @@ def folds_exactly(adapter: StoredAdapter) -> bool:
 
 def _padded(factors: Factors, rank: int) -> Factors:
     more = rank - factors.rank
-    return Factors(A=np.pad(factors.A, ((0, more), (0, 0))), B=np.pad(factors.B, ((0, 0), (0, more))))
+    stack = ((0, 0),) * (factors.A.ndim - 2)
+    A = np.pad(factors.A, (*stack, (0, more), (0, 0)))
+    return Factors(A=A, B=np.pad(factors.B, (*stack, (0, 0), (0, more))))

@@ -19,7 +19,7 @@ from lorawise.base.errors import ConfigError
 from lorawise.base.registry import Registry
 from lorawise.lora.weights import StoredAdapter
 from lorawise.store.algebra.factors import Array, Factors, effective_rank, svd
-from lorawise.store.algebra.result import computed, config_with_ranks, shapes_of
+from lorawise.store.algebra.result import computed, config_with_ranks, experts_of, shapes_of
 
 Ranks = dict[str, int]
 
@@ -58,7 +58,7 @@ class Spectra:
         """A pass over the adapter, one module in memory at a time."""
         return cls(
             values={module: Factors.of(adapter, module).singular_values() for module in adapter.layers},
-            costs={module: sum(widths) for module, widths in shapes_of(adapter).items()},
+            costs={module: experts_of(adapter)[module] * sum(w) for module, w in shapes_of(adapter).items()},
         )
 
     def parameters(self, ranks: Ranks) -> int:

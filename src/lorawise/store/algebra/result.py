@@ -65,7 +65,8 @@ def computed(
     """An adapter whose tensors are computed when they are written.
 
     shapes   module → (in, out);  factors  module → ΔW as it must come out, scaling included: B is divided by the
-    scaling that `config` gives the module. Modules trained in full, kinds and task are those of `like`.
+    scaling that `config` gives the module. Modules trained in full, kinds, numbers of experts and task are those of
+    `like`.
     """
 
     @lru_cache(maxsize=1)  # A and B of a module are asked for one after the other
@@ -77,10 +78,11 @@ def computed(
 
     layers = {}
     for module, (width_in, width_out) in shapes.items():
-        rank = config.rank_of(module)
+        rank, stack = config.rank_of(module), like.layers[module][0].shape[:-2]
+        scale = 1 / config.scaling_of(module)
         layers[module] = (
-            StoredTensor(dtype=dtype, shape=(rank, width_in), bits=half(module, "A", 1.0)),
-            StoredTensor(dtype=dtype, shape=(width_out, rank), bits=half(module, "B", 1 / config.scaling_of(module))),
+            StoredTensor(dtype=dtype, shape=(*stack, rank, width_in), bits=half(module, "A", 1.0)),
+            StoredTensor(dtype=dtype, shape=(*stack, width_out, rank), bits=half(module, "B", scale)),
         )
     return replace(like, config=config, layers=layers)
 
@@ -111,7 +113,7 @@ def write_child(
         path=folder,
         error=ratio(math.hypot(*errors.values()), math.hypot(*norms.values())),
         errors={module: ratio(error, norms[module]) for module, error in errors.items()},
-        rank=max((a.shape[0] for a, _ in written.layers.values()), default=0),
+        rank=max((a.shape[-2] for a, _ in written.layers.values()), default=0),
         parameters=sum(a.size + b.size for a, b in written.layers.values())
         + sum(t.size for t in written.full.values()),
     )
@@ -147,7 +149,12 @@ def _key(module: str, modules: Iterable[str]) -> str:
 
 def shapes_of(adapter: StoredAdapter) -> dict[str, tuple[int, int]]:
     """Module → (in, out)."""
-    return {module: (a.shape[1], b.shape[0]) for module, (a, b) in adapter.layers.items()}
+    return {module: (a.shape[-1], b.shape[-2]) for module, (a, b) in adapter.layers.items()}
+
+
+def experts_of(adapter: StoredAdapter) -> dict[str, int]:
+    """Module → how many updates it is a stack of; 1 but for fused experts."""
+    return {module: math.prod(a.shape[:-2]) for module, (a, _) in adapter.layers.items()}
 
 
 def stored_type(name: str, adapters: Iterable[StoredAdapter], *, computes: bool) -> str:
