@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lorawise.base.errors import AdapterError, LorawiseError, ModelError, StorageError, UsageError
 from lorawise.lora import attach
 from lorawise.lora.config import LoraConfig
-from lorawise.merging import merge as merging
 from lorawise.merging.merge import merge
 from lorawise.store import Provenance, load_adapter, save_adapter
 
@@ -242,7 +241,7 @@ def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_told_of_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case(tmp_path)
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(StorageError, match="GB free"):
         merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
 

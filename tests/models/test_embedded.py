@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType
-from tests.models.saved_models import VOCABULARY, write_gguf
+from tests.models.gguf_files import write_gguf
+from tests.models.saved_models import VOCABULARY
 from tests.tiny import tiny_model
 
 from lorawise.base.errors import ModelError, StorageError

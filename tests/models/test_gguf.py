@@ -7,7 +7,8 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from tests.models.saved_models import VOCABULARY, tiny_tokenizer, write_gguf
+from tests.models.gguf_files import write_gguf
+from tests.models.saved_models import VOCABULARY, tiny_tokenizer
 from tests.tiny import tiny_model
 from transformers import PreTrainedModel
 

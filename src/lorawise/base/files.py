@@ -115,6 +115,17 @@ def sweep_partial(parent: Path) -> None:
             os.rename(aside, target)
 
 
+def refuse_full_disk(target: Path, needed: int) -> None:
+    """`StorageError` before the first byte where the disk has fewer than `needed` free."""
+    place = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise StorageError(
+            f"{target} needs {needed / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free",
+            cure="free space, or choose another folder with -o",
+        )
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the disk's refusals into errors that say what to do."""

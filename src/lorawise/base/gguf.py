@@ -76,6 +76,16 @@ def aligned(place: int, alignment: int) -> int:
     return -(-place // alignment) * alignment
 
 
+def encoded(tensors: Mapping[str, GGUFTensor]) -> bytes:
+    """The list of tensors as it stands in a file: the inverse of what `GGUFHeader.open` reads from `infos_at` on."""
+    parts = []
+    for name, tensor in tensors.items():
+        raw, size = name.encode(), len(tensor.shape)
+        parts += [struct.pack("<Q", len(raw)), raw, struct.pack(f"<I{size}Q", size, *tensor.shape)]
+        parts.append(struct.pack("<IQ", tensor.type, tensor.offset))
+    return b"".join(parts)
+
+
 class _Cursor:
     """A place in the file that moves forward as values are read."""
 

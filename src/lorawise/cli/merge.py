@@ -53,14 +53,14 @@ def merge(
         raise UsageError("--choose and --verify compare with one adapter at its full weight", cure="name one adapter")
     more: dict[str, object] = {}
     tables: list[str] = []
-    with _bar(quiet=as_json) as progress:
+    with progress_bar("merging", quiet=as_json) as progress:
         if choose:
             merged, more["kl"] = _chosen(model, next(iter(weights)), out, dtype, into, any_base=any_base)
         else:
             merged = merge_files(model, weights, out, dtype=dtype, into=into, any_base=any_base, progress=progress)
     for finding in merged.findings:
         typer.echo(f"{finding.level}: {finding}", err=True)
-    tables.append(_table(merged, every=layers))
+    tables.append(layer_table(merged.layers, every=layers))
     if choose:
         tables.append(f"merged into the {merged.into} weights: " + _distances(more["kl"]))
     exit_code = 0
@@ -129,21 +129,21 @@ def document_of(merged: "Merged") -> dict[str, object]:
     }
 
 
-def _table(merged: "Merged", *, every: bool) -> str:
+def layer_table(layers: "Sequence[MergedLayer]", *, every: bool) -> str:
     """Every layer, or a line for each kind of projection and the worst layers of all."""
-    if not merged.layers:
+    if not layers:
         return "no low-rank update: whole modules were put in place"
-    if every or len(merged.layers) <= 4 * WORST:
-        shown = [_row(each.name, [each]) for each in merged.layers]
+    if every or len(layers) <= 4 * WORST:
+        shown = [_row(each.name, [each]) for each in layers]
     else:
         kinds: dict[str, list[MergedLayer]] = defaultdict(list)
-        for each in merged.layers:
+        for each in layers:
             kinds[each.name.rpartition(".")[2]].append(each)
-        worst = sorted(merged.layers, key=lambda each: -each.error)[:WORST]
+        worst = sorted(layers, key=lambda each: -each.error)[:WORST]
         shown = [_row(f"{kind} ({len(members)})", members) for kind, members in kinds.items()]
         shown += ["worst", *(_row(f"  {each.name}", [each]) for each in worst)]
     head = f"{'':<44}{'retention':>11}{'error':>10}"
-    return "\n".join([head, *shown, _row("all", merged.layers)])
+    return "\n".join([head, *shown, _row("all", layers)])
 
 
 def _row(name: str, layers: "Sequence[MergedLayer]") -> str:
@@ -154,7 +154,7 @@ def _row(name: str, layers: "Sequence[MergedLayer]") -> str:
 
 
 @contextmanager
-def _bar(*, quiet: bool) -> "Iterator[Progress | None]":
+def progress_bar(noun: str, *, quiet: bool) -> "Iterator[Progress | None]":
     """A bar of bytes written, on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
@@ -164,6 +164,6 @@ def _bar(*, quiet: bool) -> "Iterator[Progress | None]":
     if quiet or not console.is_terminal:
         yield None
         return
-    with Bar("merging", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("merging")
+    with Bar(noun, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(noun)
         yield lambda done, wanted: bar.update(task, completed=done, total=wanted)

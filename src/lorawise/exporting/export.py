@@ -16,3 +16,8 @@ def export(source: Source, engine: str, folder: Path, options: Options | None = 
     exporter = EXPORTERS[engine]
     require_free(folder)
     return exporter(source, folder, options or Options())
+
+
+def opens(engine: str, options: Options) -> bool:
+    """Whether what the export leaves can be opened here, and so compared with the adapter at run time."""
+    return engine in ("vllm", "peft") or options.merged

@@ -22,6 +22,7 @@ from lorawise.base.errors import ConfigError, nearest
 from lorawise.base.files import atomic_folder
 from lorawise.base.tensors import NUMPY, StoredTensor, as_bits
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
+from lorawise.exporting.gguf_merged import to_merged_gguf
 from lorawise.exporting.gguf_places import base_facts, places_of
 from lorawise.exporting.measure import error_of
 from lorawise.facts.gguf_tensors import Place
@@ -37,6 +38,8 @@ _DTYPES = {"auto": "F32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"
 @EXPORTERS.register("gguf")
 def to_gguf(source: Source, folder: Path, options: Options) -> Exported:
     """`AdapterError` for what llama.cpp cannot compute, `ModelError` for a family whose names are not known here."""
+    if options.merged:
+        return to_merged_gguf(source, folder, options)
     if options.dtype not in _DTYPES:
         raise ConfigError(f"'{options.dtype}' is no dtype of a GGUF adapter", cure=nearest(options.dtype, [*_DTYPES]))
     architecture, places = places_of(source, base_facts(source, options.model))

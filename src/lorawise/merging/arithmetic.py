@@ -44,6 +44,13 @@ class Loss:
     along: float = 0.0
     missed: float = 0.0
 
+    @classmethod
+    def of(cls, got: NDArray[Any], delta: NDArray[Any]) -> "Loss":
+        """Of one block: the update that was got, which is overwritten, and the one that was wanted."""
+        wanted, along = _dot(delta, delta), _dot(got, delta)
+        got -= delta
+        return cls(wanted=wanted, along=along, missed=_dot(got, got))
+
     def __add__(self, other: "Loss") -> "Loss":
         return Loss(
             wanted=self.wanted + other.wanted, along=self.along + other.along, missed=self.missed + other.missed
@@ -93,10 +100,7 @@ def merged_block(bits: NDArray[Any], dtype: str, delta: NDArray[Any], into: str)
     before = numbers(bits, dtype)
     wide = np.add(before, delta, dtype=np.result_type(before.dtype, np.float32))
     out = as_bits(wide, into)
-    got = numbers(out, into) - before
-    wanted, along = _dot(delta, delta), _dot(got, delta)
-    got -= delta
-    return out, Loss(wanted=wanted, along=along, missed=_dot(got, got))
+    return out, Loss.of(numbers(out, into) - before, delta)
 
 
 def numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -12,7 +12,6 @@ Source of the arithmetic: Hu et al. 2021, arXiv 2106.09685, section 4.1.
 import json
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ from typing import get_args
 
 import numpy as np
 
-from lorawise.base.errors import AdapterError, StorageError, UsageError, nearest
-from lorawise.base.files import atomic_folder
+from lorawise.base.errors import AdapterError, UsageError, nearest
+from lorawise.base.files import atomic_folder, refuse_full_disk
 from lorawise.base.findings import Finding
 from lorawise.merging.arithmetic import Loss
 from lorawise.merging.base import Base
@@ -105,7 +104,7 @@ def merge(
         )
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         writing = Writing(base=base, changes=changes, dtype=DTYPES.get(dtype), into=INTO[into], pool=pool)
-        _refuse_full_disk(target, writing.nbytes)
+        refuse_full_disk(target, writing.nbytes)
         with atomic_folder(target) as scratch:
             layers = writing.write(scratch, progress or (lambda done, wanted: None))
             record = _record(base, parents, layers, INTO[into])
@@ -179,16 +178,6 @@ def _refuse_target(target: Path, base: Base) -> None:
         raise UsageError(f"{target} is the base model itself", cure="choose another folder with -o")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists already", expected="a new folder", cure="choose another one with -o")
-
-
-def _refuse_full_disk(target: Path, needed: int) -> None:
-    place = next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise StorageError(
-            f"{target} needs {needed / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free",
-            cure="free space, or choose another folder with -o",
-        )
 
 
 def _lossy(layers: Sequence[MergedLayer], dtype: str) -> list[Finding]:

@@ -1,0 +1,244 @@
+"""A GGUF model with the adapter in it: the same file, byte for byte, but for the tensors that the adapter updates.
+
+    W' = quantised(W + scaling · B·A)      W the file's numbers in float32, rows of B in the file's order
+
+Settings, tokenizer and every tensor that is not adapted are copied as they are. An adapted one keeps its type where the
+`gguf` package can write that (K- and IQ-types it only reads), or becomes the type that is asked for. Rounding to 4 to 8
+bits loses far more of a small update than 16 bits do, so retention and error are measured as a merge measures them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorawise.base.errors import AdapterError, ConfigError, ModelError, nearest
+from lorawise.base.files import atomic_folder, refuse_full_disk, sha256_file
+from lorawise.base.findings import Finding
+from lorawise.base.gguf import GGUFHeader, GGUFTensor, aligned, encoded
+from lorawise.exporting.exporters import Exported, Options
+from lorawise.exporting.gguf_places import places_of
+from lorawise.facts.gguf import read_gguf
+from lorawise.facts.gguf_tensors import Place
+from lorawise.merging.arithmetic import AT_ONCE, BLOCK, Factors, Loss
+from lorawise.merging.companions import RECORD
+from lorawise.merging.writing import MergedLayer
+from lorawise.store.algebra.result import Source
+
+MODEL = "model.gguf"
+LOSSY = 0.05
+_INTO = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
+_WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+_CHUNK = 1 << 22  # bytes copied at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapted:
+    """One tensor to change: the module that changes it, where its rows lie, and the type it becomes."""
+
+    module: str
+    place: Place
+    held: GGUFTensor
+    into: int
+
+
+def to_merged_gguf(source: Source, folder: Path, options: Options) -> Exported:
+    """`ConfigError` where the base is no GGUF file, `AdapterError` for what does not fit it or cannot be written."""
+    path = _file(source, options)
+    header = GGUFHeader.open(path)
+    if int(header.settings.get("split.count") or 1) > 1:
+        raise ModelError(f"{path} is one part of a model", cure="join the parts with llama-gguf-split --merge")
+    if path.stat().st_size < header.data_at + max(held.offset + _size(held) for held in header.tensors.values()):
+        raise ModelError(f"{path} is torn: it ends inside its tensors", cure="copy or fetch the file again")
+    _, places = places_of(source, read_gguf(path, str(path)))
+    adapted = _adapted(source, header, places, options.dtype)
+    layout = _layout(header, adapted)
+    total = layout.data_at + sum(_size(tensor) for tensor in layout.tensors.values())
+    refuse_full_disk(folder, total)
+    with atomic_folder(folder) as scratch, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        progress = options.progress or (lambda done, wanted: None)
+        layers = _write(scratch / MODEL, header, layout, adapted, source, pool, lambda done: progress(done, total))
+        record = _record(path, source, layers)
+        (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    loss = sum((layer.loss for layer in layers), Loss())
+    return Exported(
+        path=folder,
+        error=loss.error,
+        rank=max(a.shape[0] for a, _ in source.adapter.layers.values()),
+        scale=1.0,
+        files=(MODEL, RECORD),
+        rounded=False,
+        flags=(f"-m {folder / MODEL}",),
+        findings=tuple(_lossy(loss, options.dtype)),
+        opens=folder / MODEL,
+        layers=tuple(layers),
+    )
+
+
+def _file(source: Source, options: Options) -> Path:
+    named = options.model or source.base
+    path = Path(named).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return path
+    raise ConfigError(
+        f"{named or 'the base, which the adapter does not name,'} is no GGUF file on this machine",
+        expected="--model BASE.gguf: the adapter is put into that file",
+        cure=f"or lorawise merge {named or 'MODEL'} {source.folder} -o merged, then llama.cpp's convert_hf_to_gguf.py",
+    )
+
+
+def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dtype: str) -> dict[str, Adapted]:
+    """Tensor → what becomes of it; everything that cannot be written is told at once."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if dtype != "auto" and dtype not in _INTO:
+        raise ConfigError(f"'{dtype}' is no dtype of a merged GGUF", cure=nearest(dtype, ["auto", *_INTO]))
+    found, problems = dict[str, Adapted](), list[str]()
+    for module, (a, b) in source.adapter.layers.items():
+        place = places[module]
+        held = header.tensors.get(place.tensor)
+        if held is None or held.shape != (a.shape[1], b.shape[0]):
+            problems.append(f"{module}: the file holds no {place.tensor} of {a.shape[1]} → {b.shape[0]}")
+            continue
+        kind = GGMLQuantizationType(held.type)
+        into = kind if dtype == "auto" else GGMLQuantizationType[_INTO[dtype]]
+        if into.name not in _WRITABLE:
+            problems.append(f"{place.tensor} is {kind.name}, which is only read here")
+        elif held.shape[0] % GGML_QUANT_SIZES[into][0]:
+            problems.append(f"{place.tensor} is {held.shape[0]} wide, which {into.name} cannot hold")
+        else:
+            found[place.tensor] = Adapted(module=module, place=place, held=held, into=int(into))
+    if problems:
+        raise AdapterError(
+            f"{header.path} cannot take {source.folder}:\n  " + "\n  ".join([*problems[:8], *_more(problems)]),
+            expected=f"tensors of type {', '.join(_WRITABLE)}",
+            cure="--dtype q8_0 (or float16) writes the adapted tensors in that type; or take the F16 file of the model",
+        )
+    return found
+
+
+def _more(problems: list[str]) -> list[str]:
+    return [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
+
+
+def _layout(header: GGUFHeader, adapted: Mapping[str, Adapted]) -> GGUFHeader:
+    """The header of the result: types as they become, each tensor at the next aligned place."""
+    tensors, end = dict[str, GGUFTensor](), 0
+    for name, held in header.tensors.items():
+        tensors[name] = replace(held, type=adapted[name].into if name in adapted else held.type, offset=end)
+        end = aligned(end + _size(tensors[name]), header.alignment)
+    data_at = aligned(header.infos_at + len(encoded(tensors)), header.alignment)
+    return replace(header, tensors=tensors, data_at=data_at)
+
+
+def _size(tensor: GGUFTensor) -> int:
+    """Bytes."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    elements, width = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
+    return int(np.prod(tensor.shape, dtype=np.int64)) // elements * width
+
+
+def _write(
+    path: Path,
+    header: GGUFHeader,
+    layout: GGUFHeader,
+    adapted: Mapping[str, Adapted],
+    source: Source,
+    pool: ThreadPoolExecutor,
+    progress: Callable[[int], None],
+) -> list[MergedLayer]:
+    layers = []
+    with header.path.open("rb") as old, path.open("wb") as new:
+        new.write(old.read(header.infos_at))
+        new.write(encoded(layout.tensors))
+        for name, held in header.tensors.items():
+            _pad(new, layout.data_at + layout.tensors[name].offset)
+            begins = header.data_at + held.offset
+            if name in adapted:
+                layers.append(_merge(old, new, begins, adapted[name], source, pool))
+            else:
+                _copy(old, new, begins, _size(held))
+            progress(new.tell())
+        _pad(new, aligned(new.tell(), layout.alignment))
+    return layers
+
+
+def _pad(file: BinaryIO, place: int) -> None:
+    file.write(bytes(place - file.tell()))
+
+
+def _copy(old: BinaryIO, new: BinaryIO, begins: int, size: int) -> None:
+    old.seek(begins)
+    for start in range(0, size, _CHUNK):
+        new.write(old.read(min(size - start, _CHUNK)))
+
+
+def _merge(
+    old: BinaryIO, new: BinaryIO, begins: int, change: Adapted, source: Source, pool: ThreadPoolExecutor
+) -> MergedLayer:
+    """Block of rows by block of rows, a few at once."""
+    columns, rows = change.held.shape
+    stride = _size(change.held) // rows
+    update = _update(source, change)
+    height = max(1, BLOCK // columns)
+    spans = [(first, min(first + height, rows)) for first in range(0, rows, height)]
+
+    def block(span: tuple[int, int]) -> tuple[NDArray[Any], Loss]:
+        raw = np.frombuffer(os.pread(old.fileno(), (span[1] - span[0]) * stride, begins + span[0] * stride), np.uint8)
+        return _merged_block(raw.reshape(-1, stride), change, update.left[slice(*span)] @ update.right)
+
+    loss = Loss()
+    for i in range(0, len(spans), AT_ONCE):
+        for bits, lost in pool.map(block, spans[i : i + AT_ONCE]):
+            new.write(bits.data)
+            loss += lost
+    if not loss.is_finite:
+        raise AdapterError(
+            f"merging into {change.place.tensor} gives values that are not finite",
+            expected="finite A, B and base weights",
+            cure="the adapter is too strong for this type, or diverged: try --dtype float32, or check it",
+        )
+    return MergedLayer(name=change.module, loss=loss)
+
+
+def _update(source: Source, change: Adapted) -> Factors:
+    a, b = (half.values().astype(np.float32) for half in source.adapter.layers[change.module])
+    scaling = np.float32(source.adapter.config.scaling_of(change.module))
+    return Factors(left=np.ascontiguousarray(change.place.rows(b * scaling)), right=a)
+
+
+def _merged_block(raw: NDArray[np.uint8], change: Adapted, delta: NDArray[Any]) -> tuple[NDArray[Any], Loss]:
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    def numbers(bits: NDArray[Any], kind: int) -> NDArray[np.float32]:
+        return np.asarray(dequantize(bits, GGMLQuantizationType(kind)), dtype=np.float32)
+
+    before = numbers(raw, change.held.type)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is refused by its loss
+        bits = np.ascontiguousarray(quantize(before + delta, GGMLQuantizationType(change.into)))
+        return bits, Loss.of(numbers(bits.view(np.uint8), change.into) - before, delta)
+
+
+def _record(path: Path, source: Source, layers: list[MergedLayer]) -> dict[str, object]:
+    loss = sum((layer.loss for layer in layers), Loss())
+    return {
+        "format": 1,
+        "base": {"source": str(path), "sha256": sha256_file(path)},
+        "adapters": [{"digest": source.digest, "weight": 1.0}],
+        "retention": loss.retention,
+        "error": loss.error,
+    }
+
+
+def _lossy(loss: Loss, dtype: str) -> Iterator[Finding]:
+    if loss.error > LOSSY and dtype != "float32":
+        message = f"rounding changed the update by {loss.error:.1%}; {loss.retention:.1%} of it is kept"
+        cure = "--dtype float16 keeps more, or leave the adapter beside the model: export --to gguf without --merged"
+        yield Finding(code="rounded-away", level="warning", message=message, cure=cure)
