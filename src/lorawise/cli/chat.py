@@ -35,7 +35,9 @@ def chat(
         list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter and what to call it, or @NAME. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 512,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16, float32, nf4 or int8.")
+    ] = "auto",
     template: Template = None,
     as_json: Json = False,
 ) -> Outcome:

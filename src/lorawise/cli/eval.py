@@ -39,7 +39,9 @@ def evaluate(
     ] = None,
     answers: Annotated[int, typer.Option(min=0, metavar="N", help="Rows answered in full for exact match.")] = 50,
     max_length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens a row may have.")] = 2048,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16, float32, nf4 or int8.")
+    ] = "auto",
     template: Template = None,
     format: Annotated[str, typer.Option(metavar="NAME", help="Of the rows, where their keys do not tell.")] = "auto",
     on_bad: Annotated[str, typer.Option(metavar="WORD", help="A row that cannot be used: stop or skip.")] = "stop",

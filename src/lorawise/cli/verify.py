@@ -14,7 +14,9 @@ def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder or .gguf file.")],
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter, used at run time.")],
     other: Annotated[str, typer.Argument(metavar="OTHER", help="Merged folder, .gguf file, or another adapter.")],
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16 or float32.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="auto, bfloat16, float16, float32, nf4 or int8.")
+    ] = "auto",
     as_json: Json = False,
 ) -> Outcome:
     """Compare OTHER with MODEL + ADAPTER on probe texts; exit 1 when they differ.

@@ -11,6 +11,7 @@ The arithmetic is bitsandbytes' own operations; nothing here imports it, for who
 blocks its values are wrong (by 0.37 of a 32-wide weight's norm), so such a weight is unpacked as one long row.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,11 @@ class PackedLinear(nn.Linear):
     """Abstract. `weight` holds bits, frozen; `in_features`, `out_features` are those of the layer it stands for.
 
     Backward keeps neither x nor W: the input's gradient needs W alone, which is unpacked again.
+
+    original  gives W as it was before it was packed, for as long as it is set: to measure what packing lost
     """
+
+    original: Callable[[], Tensor] | None = None
 
     def __init__(
         self, in_features: int, out_features: int, *, bits: Tensor, bias: Tensor | None, compute_dtype: torch.dtype
@@ -41,6 +46,10 @@ class PackedLinear(nn.Linear):
 
     def unpack(self) -> Tensor:
         """W (out, in) in the compute dtype, made anew; outside autograd."""
+        with torch.no_grad():
+            return self._unpacked() if self.original is None else self.original()
+
+    def _unpacked(self) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,8 +99,7 @@ class Nf4Linear(PackedLinear):
         self.register_buffer("scales_scale", scales_scale)
         self.register_buffer("scales_mean", scales_mean)
 
-    @torch.no_grad()
-    def unpack(self) -> Tensor:
+    def _unpacked(self) -> Tensor:
         scales = self.scales
         if self.scales_code is not None:
             scales = torch.ops.bitsandbytes.dequantize_blockwise(
@@ -124,7 +132,6 @@ class Int8Linear(PackedLinear):
         super().__init__(in_features, out_features, bits=bits, bias=bias, compute_dtype=compute_dtype)
         self.register_buffer("scales", scales)
 
-    @torch.no_grad()
-    def unpack(self) -> Tensor:
+    def _unpacked(self) -> Tensor:
         whole: Tensor = torch.ops.bitsandbytes.int8_vectorwise_dequant(self.weight, self.scales)
         return whole.to(self.compute_dtype)

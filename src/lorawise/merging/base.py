@@ -6,7 +6,7 @@ A head tied to the embedding is not stored at all.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from lorawise.base.errors import ModelError
 from lorawise.base.roles import role_of
 from lorawise.base.safetensors import SafetensorsFile, TensorHeader
 from lorawise.facts.folder import weight_files
-from lorawise.models.files import ModelFiles
+from lorawise.models.files import ModelFiles, stored_name
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ class Base:
 
     def stored_name(self, parameter: str) -> str | None:
         """The name on disk of a parameter by its name in memory, or None."""
-        return next((name for name in self._spellings(parameter) if name in self.tensors), None)
+        return stored_name(parameter, self.tensors)
 
     @property
     def embedding(self) -> str | None:
@@ -86,12 +86,6 @@ class Base:
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-
-    def _spellings(self, parameter: str) -> Iterator[str]:
-        yield parameter
-        yield parameter.partition(".")[2]
-        for prefix in sorted({name.partition(".")[0] for name in self.tensors}):
-            yield f"{prefix}.{parameter}"
 
 
 def _has_role(tensor: str, role: str) -> bool:

@@ -96,7 +96,7 @@ def merge(
     parents = read_parents(adapters)
     base = Base.open(resolve_model(model))
     _refuse_target(target, base)
-    findings = check_bases(base, parents, any_base=any_base)
+    findings = [*check_bases(base, parents, any_base=any_base), *_of_another_form(parents, INTO[into])]
     changes = changes_of(base, parents)
     if updates_nothing(parents):
         findings.append(
@@ -151,6 +151,19 @@ def check_bases(base: Base, parents: Sequence[Parent], *, any_base: bool) -> lis
             )
         findings.append(Finding(code="other-base", level="warning", message=found, path=str(parent.folder)))
     return findings
+
+
+def _of_another_form(parents: Sequence[Parent], into: Into) -> list[Finding]:
+    """Adapters trained over a base in few bits, merged into weights they did not see."""
+    found = []
+    for parent in parents:
+        history = read_history(parent.folder, parent.adapter)
+        form = history.base_held.get("dtype") if history is not None else None
+        if form in ("nf4", "int8") and into == "stored":
+            cure = "--choose merges into both and keeps what is nearer" if form == "nf4" else "compare it: --verify"
+            told = f"{parent.folder} was trained over the base in {form}, and is merged into the stored weights"
+            found.append(Finding(code="other-form", level="note", message=told, cure=cure, path=str(parent.folder)))
+    return found
 
 
 def updates_nothing(parents: Sequence[Parent]) -> bool:

@@ -13,7 +13,7 @@ Nothing here imports torch unless a GGUF file has to be converted.
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,13 @@ def resolve_model(source: str | Path, *, progress: Progress | None = None) -> Mo
     from lorawise.models.hub import fetch_snapshot
 
     return _checked(ModelFiles(source=text, folder=fetch_snapshot(text, progress=say), kind="hub"))
+
+
+def stored_name(parameter: str, stored: Collection[str]) -> str | None:
+    """The name on disk of a parameter by its name in memory, or None: they may differ by a first component."""
+    spellings = (parameter, parameter.partition(".")[2])
+    prefixes = sorted({name.partition(".")[0] for name in stored})
+    return next((name for name in (*spellings, *(f"{p}.{parameter}" for p in prefixes)) if name in stored), None)
 
 
 def to_stderr(line: str) -> None:

@@ -21,6 +21,7 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.adapters import Adapters
 from lorawise.lora.injection import attach, task_of
 from lorawise.lora.weights import AdapterWeights
+from lorawise.models.dtypes import QUANTISED
 from lorawise.models.files import ModelFiles, Progress, resolve_model
 from lorawise.models.generate import Sampling, generate
 from lorawise.models.open import HEAD, default_device, open_model
@@ -94,7 +95,8 @@ def load(
 
     model      hub id, folder or .gguf file
     adapters   name → adapter folder, ours or PEFT's; all of one task (SEQ_CLS opens a classifier with its labels)
-    dtype      auto, bfloat16, float16 or float32;  device  auto, cpu, cuda, cuda:1, mps
+    dtype      auto, bfloat16, float16, float32, nf4 or int8; auto: nf4 or int8 where all adapters were trained over
+               that, else the checkpoint's own.  device  auto, cpu, cuda, cuda:1, mps
     template   in place of the model's chat template: chatml, or the path of a .jinja file
 
     Raises `ModelError` or `AdapterError` with what was found, what was expected and the cure.
@@ -106,14 +108,41 @@ def load(
     labels = _labels(weights, histories)
     chosen = default_device() if device == "auto" else _device(device)
     tokenizer = ChatTokenizer.open(files.folder, template=template)
-    opened = open_model(files, dtype=dtype, device=chosen, labels=labels)
+    form, forms = _form(dtype, histories)
+    opened = open_model(files, **form, device=chosen, labels=labels)
     return Loaded(
         model=opened,
         tokenizer=tokenizer,
         adapters=attach(opened, weights),
         files=files,
-        findings=(*_other_bases(files, histories), *_other_templates(tokenizer, histories)),
+        findings=(*_other_bases(files, histories), *_other_templates(tokenizer, histories), *forms),
     )
+
+
+def _form(dtype: str, histories: Mapping[str, Provenance | None]) -> tuple[dict[str, Any], list[Finding]]:
+    """How to hold the base, as arguments of `open_model`, and what is worth knowing of it."""
+    held = {name: history.base_held if history is not None else {} for name, history in histories.items()}
+    forms = {name: str(each.get("dtype")) for name, each in held.items() if each.get("dtype") in QUANTISED}
+    if not forms or dtype not in ("auto", *QUANTISED):
+        return {"dtype": dtype}, []
+    name, form = next(iter(forms.items()))
+    if dtype == "auto" and len(forms) == len(held) and len(set(forms.values())) == 1:
+        note = Finding(
+            code="base-form",
+            level="note",
+            message=f"the base is opened in {form}, as adapter '{name}' was trained over it",
+            cure="dtype: bfloat16 opens it whole",
+        )
+        return {"dtype": form, "double_quant": bool(held[name].get("double_quant", True))}, [note]
+    if dtype != "auto":
+        return {"dtype": dtype, "double_quant": all(bool(each.get("double_quant", True)) for each in held.values())}, []
+    mixed = Finding(
+        code="base-form",
+        level="warning",
+        message="adapters of different bases: " + ", ".join(f"'{n}' over {forms.get(n, 'a whole one')}" for n in held),
+        cure="the base is opened whole; dtype: nf4 or int8 opens it as one of them saw it",
+    )
+    return {"dtype": dtype}, [mixed]
 
 
 def _device(name: str) -> str:

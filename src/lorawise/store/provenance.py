@@ -74,6 +74,13 @@ class Provenance:
         if problems:
             raise ConfigError("\n  ".join(problems), expected="digests from lorawise.base.files and plain values")
 
+    @property
+    def base_held(self) -> Mapping[str, Any]:
+        """How the run held its base (`dtype`, `compute_dtype`, `double_quant`); empty where it does not say."""
+        settings = self.run.get("settings")
+        base = settings.get("base") if isinstance(settings, Mapping) else None
+        return base if isinstance(base, Mapping) else {}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,

@@ -16,6 +16,9 @@ from lorawise.data.batches import MicroBatch
 from lorawise.data.encode import preview
 from lorawise.data.encoded import Encoded, EncodedSet
 from lorawise.data.tokenizer import ChatTokenizer
+from lorawise.models.files import ModelFiles
+from lorawise.models.originals import Originals
+from lorawise.models.quantised import packed_layers
 from lorawise.report.events import Check, Coverage, ExpertTokens, Piece, Preflight
 from lorawise.training.coverage import RoutingTally, coverage_of
 from lorawise.training.evaluate import score
@@ -24,11 +27,12 @@ from lorawise.training.memory import peak_memory, total_memory
 from lorawise.training.objective import Label
 
 LISTED = 5
+COMPARED = 8192  # validation tokens on which a quantised base is compared; each batch reads the model's files once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
-    """What preflight looks at."""
+    """What preflight looks at. `files` of the base: a quantised one is compared with them."""
 
     trainer: Trainer
     train: EncodedSet
@@ -38,6 +42,7 @@ class Seen:
     first_step: int
     epochs: float
     skipped_rows: int = 0
+    files: ModelFiles | None = None
 
 
 def preflight(seen: Seen) -> Preflight:
@@ -45,7 +50,7 @@ def preflight(seen: Seen) -> Preflight:
     started = time.perf_counter()
     longest = seen.trainer.plan.longest(seen.epochs)
     coverage, gradient_checks = _gradient_checks(seen, longest)
-    checks = [*_row_checks(seen), *gradient_checks, *_evaluation_checks(seen)]
+    checks = [*_row_checks(seen), *gradient_checks, *_evaluation_checks(seen), *_packing_checks(seen)]
     peak = peak_memory(seen.trainer.model.device)
     checks.append(_memory_check(peak, seen))
     return Preflight(
@@ -74,6 +79,7 @@ CURES: dict[str, str] = {
     "every adapted layer gets a gradient": "take these modules out with lora.exclude_modules, or report the model",
     "nothing frozen gets one": "open the base through lorawise, and leave requires_grad alone",
     "the evaluation's loss is finite": "look at the validation rows",
+    "the quantised base still answers": "use base.dtype: bfloat16, or int8",
     "memory is met": "lower train.micro_batch_tokens, or set train.memory: frugal",
 }
 
@@ -184,6 +190,36 @@ def _evaluation_checks(seen: Seen) -> Iterator[Check]:
         scores = score(seen.trainer.model, [largest], seen.trainer.objective, n=seen.trainer.adapters.n)
     finite = all(math.isfinite(loss) for loss in scores.losses)
     yield Check(name="the evaluation's loss is finite", passed=finite, detail=f"{scores.losses[0]:.4g}")
+
+
+def _packing_checks(seen: Seen) -> Iterator[Check]:
+    """What quantising the base cost on validation rows, before a fresh run. It fails only where nothing is left."""
+    trainer = seen.trainer
+    if seen.files is None or not seen.evaluation or seen.first_step or not packed_layers(trainer.model):
+        return
+    name, batches = "the quantised base still answers", _first_tokens(seen.evaluation, COMPARED)
+    originals = Originals(trainer.model, seen.files)
+    if originals.unknown:
+        yield Check(name=name, passed=True, detail=_listed("not measured; stored under other names", originals.unknown))
+        return
+    trainer.adapters.use(None)
+    packed = score(trainer.model, batches, trainer.objective)
+    with originals.in_place():
+        whole = score(trainer.model, batches, trainer.objective)
+    trainer.adapters.bank()
+    loss, was = packed.losses[0], whole.losses[0]
+    told = f"loss {loss:.4f}, {was:.4f} in full ({loss - was:+.4f})"
+    yield Check(name=name, passed=math.isfinite(loss) or not math.isfinite(was), detail=told)
+
+
+def _first_tokens(batches: Sequence[MicroBatch], tokens: int) -> list[MicroBatch]:
+    """The first batches that hold that many, one at least."""
+    taken: list[MicroBatch] = []
+    for batch in batches:
+        if taken and sum(each.tokens for each in taken) + batch.tokens > tokens:
+            break
+        taken.append(batch)
+    return taken
 
 
 def _memory_check(peak: int, seen: Seen) -> Check:

@@ -194,6 +194,7 @@ def _opening(prepared: Prepared, folder: RunFolder, progress: Progress, findings
                 first_step=progress.step,
                 epochs=prepared.trainer.plan.epoch_at(prepared.total),
                 skipped_rows=prepared.inputs.skipped_rows,
+                files=prepared.files,
             )
         )
     )

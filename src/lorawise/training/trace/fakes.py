@@ -171,7 +171,7 @@ class Nf4Linear(PackedLinear):
         self.constants = constants
         self.double_quant = double_quant
 
-    def unpack(self) -> Tensor:
+    def _unpacked(self) -> Tensor:
         """The whole matrix in the compute type; with double quantisation its absmax is made in fp32 first."""
         absmax = torch.empty(-(-self.in_features * self.out_features // NF4_BLOCK)) if self.double_quant else None
         weight = torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype)
