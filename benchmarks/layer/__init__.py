@@ -1,0 +1,1 @@
+"""One adapted layer, ours beside a hand-written one and PEFT's."""
