@@ -33,6 +33,7 @@ def test_a_person_sees_a_table_a_sentence_and_what_to_type_next(home, capsys):
     out, err = capsys.readouterr()
     assert "scaling  rung" in out
     assert "leads" in out
+    assert out == "".join(f"{line.rstrip()}\n" for line in out.splitlines())
     assert f"lorawise train {home / 'seen/best.yaml'}" in err
     assert run(["tune", str(home / "run.yaml"), *SCALINGS, "-o", str(home / "seen"), "--resume"]) == 0
     assert capsys.readouterr().out == out

@@ -125,4 +125,4 @@ def _rendered(table: object) -> str:
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(table)
-    return captured.get().rstrip("\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -112,6 +112,7 @@ class RayCluster:
             raise ConfigError(
                 f"--workers {self.width}",
                 expected=f"at most {most}, the {'GPUs' if self._gpus else 'CPUs'} of the cluster",
+                cure="fewer, or a larger cluster: RAY_ADDRESS names it",
             )
         self._idle: list[_Hand] = []
         self._opening: dict[Any, _Hand] = {}

@@ -143,4 +143,4 @@ def shown(value: Any, key: str = "") -> str:
     """A value of the setting `key` as people write it: 1e-4, 0.5, q_proj+v_proj."""
     if isinstance(value, float):
         return words.rate(value) if key == "train.learning_rate" or 0 < abs(value) < 0.01 else f"{value:.4g}"
-    return "+".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+    return "+".join(str(part) for part in value) if isinstance(value, (tuple, list)) else str(value)

@@ -107,9 +107,12 @@ def test_axes_that_were_not_searched_have_no_figure(tmp_path):
 
 
 def test_a_search_over_ranges_and_names_has_a_page(tmp_path):
-    over = ("train.learning_rate=1e-4..2e-2 log", "lora.scaling=1..8", "lora.target_modules=qv,all-linear")
+    targets = "lora.target_modules=qv,[q_proj,down_proj]"
+    over = ("train.learning_rate=1e-4..2e-2 log", "lora.scaling=1..8", targets)
     found = small_study(tmp_path, tmp_path / "study", over=over, trials=12, sampler="random")
-    figures = figures_of((found.study / "report.html").read_text(encoding="utf-8"))
+    page = (found.study / "report.html").read_text(encoding="utf-8")
+    figures = figures_of(page)
+    assert "<td>q_proj+down_proj</td>" in page
     assert {"learning_rate", "heat", "scaling", "parallel", "importance"} <= set(figures)
     assert "PED-ANOVA" in figures["importance"]["note"]
     assert [trace["mode"] for trace in figures["scaling"]["traces"]] == ["markers"]
