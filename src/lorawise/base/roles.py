@@ -80,6 +80,7 @@ _BY_PARENT: dict[tuple[str, str], Role] = {
     ("feed_forward", "wo"): "mlp",
     ("attention", "wo"): "o",
     ("mlp", "gate"): "router",
+    ("router", "layer"): "router",
     ("block_sparse_moe", "gate"): "router",
     ("mlp", "out_proj"): "mlp",
 }

@@ -26,14 +26,26 @@ AT_ONCE = 8  # blocks in memory
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """An update as two thin matrices: left (rows, k), right (k, columns), float32 or float64."""
+    """An update as two thin matrices: left (rows, k), right (k, columns), float32 or float64. Of fused experts a stack
+    of both: left (E, rows, k), right (E, k, columns), for a weight of E·rows rows."""
 
     left: NDArray[Any]
     right: NDArray[Any]
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.left.shape[0], self.right.shape[1]
+        return math.prod(self.left.shape[:-1]), self.right.shape[-1]
+
+    def rows(self, first: int, last: int) -> NDArray[Any]:
+        """These rows of the update."""
+        if self.left.ndim == 2:
+            return np.asarray(self.left[first:last] @ self.right)
+        height = self.left.shape[1]
+        experts = range(first // height, (last - 1) // height + 1)
+        spans = [(max(first - e * height, 0), min(last - e * height, height)) for e in experts]
+        return np.concatenate(
+            [self.left[e, slice(*span)] @ self.right[e] for e, span in zip(experts, spans, strict=True)]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +100,7 @@ def merged(weight: Weight, update: Factors, pool: ThreadPoolExecutor) -> Iterato
     """The rows of W' in order, as bits of type `into`, each block with what it lost; a few blocks in memory at once."""
 
     def block(span: tuple[int, int]) -> tuple[NDArray[Any], Loss]:
-        return merged_block(weight.rows(*span), weight.dtype, update.left[slice(*span)] @ update.right, weight.into)
+        return merged_block(weight.rows(*span), weight.dtype, update.rows(*span), weight.into)
 
     spans = weight.spans()
     for i in range(0, len(spans), AT_ONCE):

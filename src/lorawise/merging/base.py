@@ -6,6 +6,7 @@ A head tied to the embedding is not stored at all.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from lorawise.models.files import ModelFiles, stored_name
 FLOATS = ("F64", "F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types whose projections are (in, out)
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _HEADS = {"gpt_neox": "embed_out"}  # elsewhere lm_head
 
 
@@ -94,9 +96,13 @@ def _has_role(tensor: str, role: str) -> bool:
 
 
 def is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the weight of a layer that NF4 loading quantises: a matrix, neither embedding nor head."""
+    """Whether a tensor is the weight of a layer that NF4 loading quantises: a matrix, neither embedding nor head, nor a
+    router, nor one of experts that are fused in memory (bitsandbytes leaves both as they are)."""
     module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and len(shape) == 2 and role_of(module) not in ("embedding", "position", "head")
+    if leaf != "weight" or len(shape) != 2 or _EXPERT.search(name):
+        return False
+    role = role_of(module)
+    return role not in ("embedding", "position", "head") and (role != "router" or module.endswith("shared_expert_gate"))
 
 
 def floats(tensors: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:

@@ -3,6 +3,7 @@
     linear, head      W (out, in)  += Σ weight · s · B·A
     Conv1D            W (in, out)  += Σ weight · s · (B·A)ᵀ
     embedding         W (rows, width) += Σ weight · s · (B·A)ᵀ        A (r, rows), B (width, r)
+    fused experts     each tensor that holds some of them += its part (`experts`)
     trained in full   the trained tensor takes the base's place
 
 A head tied to the embedding and adapted, or beside an adapted embedding, is written out on its own: the run adapted
@@ -24,6 +25,7 @@ from lorawise.base.tensors import StoredTensor
 from lorawise.lora.weights import StoredAdapter
 from lorawise.merging.arithmetic import Factors
 from lorawise.merging.base import CONV1D, FLOATS, Base
+from lorawise.merging.experts import Slice, tensors_of
 
 _SHOWN = 12
 
@@ -39,12 +41,14 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """W += L·R for one tensor. `source` is the tensor whose values it starts from: the embedding's for a tied head."""
+    """W += L·R for one tensor. `source` is the tensor whose values it starts from: the embedding's for a tied head;
+    `experts`: what of the module's stack this tensor gets."""
 
     module: str
     tensor: str
     source: str
     parts: tuple[tuple[Parent, bool], ...]  # each with whether its update is stored transposed
+    experts: Slice | None = None
 
     def factors(self, dtype: str) -> Factors:
         """Both thin matrices, in float64 over a float64 weight, else in float32."""
@@ -56,11 +60,15 @@ class Update:
             B: NDArray[Any]
             A, B = (half.values().astype(kind) for half in parent.adapter.layers[self.module])
             factor = parent.weight * parent.adapter.config.scaling_of(self.module)
-            left.append(np.multiply(A.T if transposed else B, kind(factor)))
-            right.append(B.T if transposed else A)
+            if self.experts is not None:
+                one, other = self.experts.factors(A, B)
+            else:
+                one, other = (A.T, B.T) if transposed else (B, A)
+            left.append(np.multiply(one, kind(factor)))
+            right.append(other)
         return Factors(
-            left=np.ascontiguousarray(np.concatenate(left, axis=1)),
-            right=np.ascontiguousarray(np.concatenate(right, axis=0)),
+            left=np.ascontiguousarray(np.concatenate(left, axis=-1)),
+            right=np.ascontiguousarray(np.concatenate(right, axis=-2)),
         )
 
 
@@ -88,11 +96,11 @@ def changes_of(base: Base, parents: Sequence[Parent]) -> Changes:
     problems = list(_conflicts(parents))
     updates: dict[str, Update] = {}
     for module in dict.fromkeys(m for parent in parents for m in parent.adapter.layers):
-        found = _update(base, module, [p for p in parents if module in p.adapter.layers])
+        found = _updates(base, module, [p for p in parents if module in p.adapter.layers])
         if isinstance(found, str):
             problems.append(found)
         else:
-            updates[found.tensor] = found
+            updates |= {update.tensor: update for update in found}
     replaced, fresh = dict[str, StoredTensor](), dict[str, StoredTensor]()
     for parent in parents:
         for name, tensor in parent.adapter.full.items():
@@ -134,8 +142,26 @@ def _holds_anything(adapter: StoredAdapter) -> bool:
     return bool(adapter.layers or adapter.full)
 
 
+def _updates(base: Base, module: str, parents: Sequence[Parent]) -> list[Update] | str:
+    """The updates of one module, one a tensor, or what keeps it from this base."""
+    shapes = {(*a.shape[:-2], b.shape[-2], a.shape[-1]) for a, b in (p.adapter.layers[module] for p in parents)}
+    first = next(iter(shapes))
+    if len(first) == 2:
+        found = _update(base, module, parents)
+        return found if isinstance(found, str) else [found]
+    if len(shapes) > 1:
+        return f"{module}: the adapters are for {' and '.join(str(list(shape)) for shape in sorted(shapes))}"
+    tensors = tensors_of(base, module, (first[0], first[1], first[2]))
+    if isinstance(tensors, str):
+        return tensors
+    parts = tuple((parent, False) for parent in parents)
+    return [
+        Update(module=module, tensor=name, source=name, parts=parts, experts=part) for name, part in tensors.items()
+    ]
+
+
 def _update(base: Base, module: str, parents: Sequence[Parent]) -> Update | str:
-    """The update of one module, or what keeps it from this base."""
+    """The update of one matrix, or what keeps it from this base."""
     tensor = base.stored_name(f"{module}.weight")
     source = tensor
     if tensor is None and role_of(module) == "head" and base.head is None:
@@ -160,10 +186,6 @@ def _update(base: Base, module: str, parents: Sequence[Parent]) -> Update | str:
 
 
 def _missing(base: Base, module: str) -> str:
-    if "expert" in module or any("experts" in name for name in base.tensors):
-        parent = module.rpartition(".")[0]
-        if "expert" in module or base.stored_name(f"{parent}.experts.gate_up_proj"):
-            return f"{module}: its experts are fused or named otherwise on disk, which merging does not do"
     modules = sorted({name.rpartition(".")[0] for name in base.tensors if name.endswith(".weight")})
     close = get_close_matches(module, modules, n=1, cutoff=0.6)
     return f"{module}: the base has no such module" + (f" (nearest: {close[0]})" if close else "")

@@ -82,13 +82,14 @@ def placed(name: str, tensor: StoredTensor, into: str) -> Piece:
 
 
 def rows_of(shard: SafetensorsFile, name: str) -> Callable[[int, int], NDArray[Any]]:
-    """(first, last) → rows of a matrix on disk, as bits; may be called from several threads."""
+    """(first, last) → rows of a matrix on disk, as bits; may be called from several threads. Of a stack of matrices the
+    rows are those of all, one matrix after the other."""
     header = shard.tensors[name]
-    stride = header.shape[1] * width_of(header.dtype)
+    stride = header.shape[-1] * width_of(header.dtype)
 
     def read(first: int, last: int) -> NDArray[Any]:
         raw = next(iter(_raw(shard.path, header.start + first * stride, header.start + last * stride, chunk=1 << 62)))
-        return raw.view(NUMPY[header.dtype]).reshape(last - first, header.shape[1])
+        return raw.view(NUMPY[header.dtype]).reshape(last - first, header.shape[-1])
 
     return read
 

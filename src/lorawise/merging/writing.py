@@ -5,6 +5,7 @@ classifier's head) goes into the last file.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,11 @@ class Writing:
             pieces = self.pieces[shard.path.name]
             write_shard(folder / shard.path.name, pieces, shard.metadata or {"format": "pt"}, done)
         self._write_rest(folder)
-        return [MergedLayer(name=self.changes.updates[name].module, loss=loss) for name, loss in self.losses.items()]
+        lost: dict[str, Loss] = {}
+        for name, loss in self.losses.items():
+            module = self.changes.updates[name].module
+            lost[module] = lost.get(module, Loss()) + loss
+        return [MergedLayer(name=module, loss=loss) for module, loss in lost.items()]
 
     def _write_rest(self, folder: Path) -> None:
         index = self.base.index()
@@ -117,7 +122,7 @@ class Writing:
     def _updated(self, name: str, update: Update, into: str, rounded: Quantised | None) -> Piece:
         shard = self.base.home(update.source)
         header = shard.tensors[update.source]
-        shape = (header.shape[0], header.shape[1])
+        shape = (math.prod(header.shape[:-1]), header.shape[-1])
 
         def blocks() -> Iterator[NDArray[Any]]:
             rows = rows_of(shard, update.source)
