@@ -27,6 +27,7 @@ from lorawise.tuning.events import (
     TrialFailed,
     TrialMeasured,
     WorkerChanged,
+    measured_in,
 )
 from lorawise.tuning.pace import Pace
 from lorawise.tuning.result import SHORT, Row, in_words, shown, table
@@ -102,8 +103,7 @@ class StudyConsole:
         self._say("resumed", f"rung{'' if done == 1 else 's'} 1{f' to {done}' if done > 1 else ''}{of} done before")
 
     def _compared(self, event: RungEnded) -> None:
-        measured = [e for e in self._told if isinstance(e, TrialMeasured) and e.rung == event.rung]
-        best = next(e for e in measured if e.trial == event.ranking[0])
+        best = next(e for e in measured_in(self._told, event.rung) if e.trial == event.ranking[0])
         self._say(
             f"rung {event.rung}",
             f"step {event.step}: {self._words(best.trial)} leads with {words.loss(best.loss)}; "

@@ -185,6 +185,15 @@ KINDS: dict[str, type[Event]] = {
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
 
+def asked_trials(events: Sequence[Event]) -> list[TrialAsked]:
+    return [event for event in events if isinstance(event, TrialAsked)]
+
+
+def measured_in(events: Sequence[Event], rung: int) -> list[TrialMeasured]:
+    """The measurements of one rung, in the order they came."""
+    return [event for event in events if isinstance(event, TrialMeasured) and event.rung == rung]
+
+
 class Reader(Protocol):
     def __call__(self, event: Event | StudyResumed) -> None: ...
 

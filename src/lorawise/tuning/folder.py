@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lorawise.base.errors import StorageError, UsageError
 from lorawise.base.files import atomic_folder, storage_errors, sweep_partial, verify_folder, write_text
 from lorawise.base.locks import LOCK_NAME, alone_in
-from lorawise.tuning.events import Event, RungEnded, StudyEnded, StudyResumed, TrialAsked, from_line, to_line
+from lorawise.tuning.events import Event, RungEnded, StudyEnded, StudyResumed, from_line, to_line
 from lorawise.tuning.pack import SlotState
 
 
@@ -131,10 +131,6 @@ class EventsFile:
 
     def close(self) -> None:
         self._out.close()
-
-
-def asked_trials(events: list[Event]) -> list[TrialAsked]:
-    return [event for event in events if isinstance(event, TrialAsked)]
 
 
 def _json(path: Path) -> dict[str, Any]:

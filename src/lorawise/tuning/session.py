@@ -14,12 +14,9 @@ import numpy as np
 
 from lorawise.base.errors import Interrupted, LorawiseError, RunError
 from lorawise.base.files import write_text
-from lorawise.lora.wrapping import base_modules
-from lorawise.store import Provenance, save_adapter
-from lorawise.training.memory import SHARE, bytes_per_token, free_memory
-from lorawise.training.schedule import schedules, warmup_steps
-from lorawise.training.setup import Prepared, lora_config, slot_settings
+from lorawise.training.setup import Prepared
 from lorawise.training.signals import StopRequest, stop_on_signal
+from lorawise.tuning.asking import Proposals
 from lorawise.tuning.closer_look import look_closer
 from lorawise.tuning.engine import Arrived, Engine, Leg, engines
 from lorawise.tuning.events import (
@@ -31,36 +28,21 @@ from lorawise.tuning.events import (
     StudyResumed,
     StudyStarted,
     TrialAsked,
-    TrialMeasured,
+    asked_trials,
+    measured_in,
 )
-from lorawise.tuning.folder import EventsFile, StudyFolder, asked_trials, up_to_rung
+from lorawise.tuning.folder import EventsFile, StudyFolder, up_to_rung
+from lorawise.tuning.keeping import KEPT, keep_finalists
+from lorawise.tuning.members import member_of
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.pack import Member, Pack, SlotState
 from lorawise.tuning.report.page import write_report
-from lorawise.tuning.result import Row, StudyResult, results_csv, sentence, table
+from lorawise.tuning.result import StudyResult, results_csv, sentence, table
 from lorawise.tuning.rungs import eliminations, ranking
-from lorawise.tuning.samplers import Asker
-from lorawise.tuning.space import Axis, Grid, grid_of, identity, run_of, setting_of_run
+from lorawise.tuning.space import Axis, run_of
 from lorawise.tuning.trackers import StudyTrackers
 
-MOST_SLOTS = 16  # trained side by side
 GO_ON = "the same command with --resume goes on"
-KEPT = 3  # adapters left: the best and the next two
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldThenDecayed:
-    """Factor of step k: warm-up, 1 until `held`, then the named schedule's decay over the rest of `total`."""
-
-    name: str
-    warmup: int
-    held: int
-    total: int
-
-    def __call__(self, k: int) -> float:
-        if k < self.warmup:
-            return (k + 1) / (self.warmup + 1)
-        return 1.0 if k < self.held else schedules[self.name]((k - self.held) / (self.total - self.held))
 
 
 @dataclass(kw_only=True)
@@ -146,7 +128,7 @@ class Study:
             ended = self._eliminate(rung, time.perf_counter() - began)
             survivors = ended.kept
             if rung == len(self.rungs):
-                self._save_adapters(pack, ended)
+                keep_finalists(pack, self.folder, table([*self.told, ended], ended=True), self.members, self.states)
             self.states = {trial: self.states[trial] for trial in survivors}
             yield ended
             self.folder.save(rung, self.states)  # last: a rung without its state is done again
@@ -179,67 +161,23 @@ class Study:
 
     def _first_rung(self) -> Iterator[Event]:
         """Ask as many settings as train at once, train them, tell what they came to; until all are asked."""
-        grid = list(grid_of(self.axes)) if all(isinstance(axis, Grid) for axis in self.axes) else None
-        asker = None if grid is not None else self._asker()
-        seen: dict[str, int] = {}
+        run, journal = self.prepared.run, self.folder.path / "optuna.log"
+        proposals = Proposals(self.axes, run, self.options, journal=journal)
         at_once = self.slots * self.engine.width
         for first in range(0, self.count, at_once):
-            fresh = []
-            for number in range(first, min(first + at_once, self.count)):
-                setting = grid[number] if grid is not None else asker.ask() if asker is not None else {}
-                trial = self._asked(number, setting, seen, from_grid=grid is not None)
+            numbers = range(first, min(first + at_once, self.count))
+            for number in numbers:
+                trial = proposals.ask(number)
                 yield trial
-                if self._enlist(trial):
-                    fresh.append(number)
-            yield from self._advance(1, fresh)
-            if asker is not None:
-                losses = {e.trial: e.loss for e in self._measured(1)}
-                equal = {e.trial: e.equal_to for e in asked_trials(self.told) if e.equal_to is not None}
-                for number in range(first, min(first + at_once, self.count)):
-                    asker.tell(number, losses.get(equal.get(number, number)))
+                self._enlist(trial)
+            yield from self._advance(1, [number for number in numbers if number in self.members])
+            proposals.tell(numbers, {event.trial: event.loss for event in measured_in(self.told, 1)})
 
-    def _asker(self) -> Asker:
-        storage = self.options.storage or self.folder.path / "optuna.log"
-        return Asker(
-            self.axes, self.prepared.run, sampler=self.options.sampler, seed=self.options.seed, storage=storage
-        )
-
-    def _asked(self, number: int, setting: Mapping[str, Any], seen: dict[str, int], *, from_grid: bool) -> TrialAsked:
-        run = run_of(self.prepared.run, setting)
-        first = seen.setdefault(identity(run), number)
-        own = setting == setting_of_run(self.axes, self.prepared.run)
-        return TrialAsked(
-            trial=number,
-            setting=setting,
-            full={
-                "r": run.lora.r,
-                "alpha": run.lora.alpha,
-                "scaling": run.lora.scaling,
-                "learning_rate": run.train.learning_rate,
-                "target_modules": run.lora.target_modules,
-            },
-            origin="the run file" if own else "grid" if from_grid else "sampler",
-            equal_to=None if first == number else first,
-        )
-
-    def _enlist(self, trial: TrialAsked) -> bool:
-        """Make the setting a member of packs; False when it is the same run as an earlier one."""
-        if trial.equal_to is not None:
-            return False
-        run = run_of(self.prepared.run, trial.setting)
-        total = self.rungs[-1]
-        self.members[trial.trial] = Member(
-            trial=trial.trial,
-            config=lora_config(run, head=False),
-            optimiser=slot_settings(run),
-            schedule=HeldThenDecayed(
-                name=run.train.schedule,
-                warmup=warmup_steps(run.train.warmup, total),
-                held=self.rungs[-2] if len(self.rungs) > 1 else warmup_steps(run.train.warmup, total),
-                total=total,
-            ),
-        )
-        return True
+    def _enlist(self, trial: TrialAsked) -> None:
+        """Make the setting a member of packs, unless it is the same run as an earlier one."""
+        if trial.equal_to is None:
+            run = run_of(self.prepared.run, trial.setting)
+            self.members[trial.trial] = member_of(run, trial=trial.trial, rungs=self.rungs)
 
     def _survivors(self) -> tuple[int, ...]:
         ended = [event for event in self.told if isinstance(event, RungEnded)]
@@ -269,14 +207,11 @@ class Study:
             last=self.rungs[rung - 1],
             members=tuple(self.members[trial] for trial in trials),
             states={trial: self.states[trial] for trial in trials if trial in self.states},
-            tokens=max((e.tokens for e in self._measured(rung - 1) if e.trial in trials), default=0),
+            tokens=max((e.tokens for e in measured_in(self.told, rung - 1) if e.trial in trials), default=0),
         )
 
-    def _measured(self, rung: int) -> list[TrialMeasured]:
-        return [event for event in self.told if isinstance(event, TrialMeasured) and event.rung == rung]
-
     def _eliminate(self, rung: int, seconds: float) -> RungEnded:
-        measured = sorted(self._measured(rung), key=lambda event: event.trial)
+        measured = sorted(measured_in(self.told, rung), key=lambda event: event.trial)
         losses = [event.loss for event in measured]
         last = rung == len(self.rungs)
         order = ranking(losses)
@@ -300,39 +235,6 @@ class Study:
             evaluation_seconds=self.evaluating,
         )
 
-    def _save_adapters(self, pack: Pack, last: RungEnded) -> None:
-        """The best and the next two as the last rung left them, or as an earlier one did."""
-        rows = [row for row in table([*self.told, last], ended=True) if row.validation_loss is not None]
-        rows = [row for row in rows if row.equal_to is None and row.trial in self.states][:KEPT]
-        pack.hold([self.members[row.trial] for row in rows], self.states)
-        for place, row in enumerate(rows):
-            self._save_adapter(pack, row, f"adapters/{row.trial:02d}")
-            if place == 0:
-                self._save_adapter(pack, row, "adapter")
-                run = run_of(self.prepared.run, row.setting)
-                write_text(self.folder.path / "best.yaml", run.to_yaml())
-
-    def _save_adapter(self, pack: Pack, row: Row, where: str) -> None:
-        inputs, prepared = self.prepared.inputs, self.prepared
-        save_adapter(
-            self.folder.path / where,
-            pack.weights(row.trial),
-            base=prepared.run.model,
-            provenance=Provenance(
-                base_digest=prepared.files.digest,
-                tokenizer_digest=inputs.tokenizer.digest,
-                template_digest=inputs.tokenizer.template_digest,
-                data_digest=inputs.digest,
-                run={
-                    "step": row.step,
-                    "validation_loss": row.validation_loss,
-                    "labels": list(inputs.labels),
-                    "settings": json.loads(json.dumps(run_of(prepared.run, row.setting).model_dump())),
-                },
-            ),
-            modules=[name for name, _ in base_modules(prepared.model)],
-        )
-
     def _finish(self) -> StudyEnded:
         rows = table(self.told, ended=True)
         write_text(self.folder.path / "results.csv", results_csv(rows, [axis.key for axis in self.axes]))
@@ -347,17 +249,6 @@ class Study:
             full_run_equivalents=slot_steps / self.rungs[-1],
             sentence=sentence(self.told, best.trial, own),
         )
-
-
-def predicted_slots(prepared: Prepared) -> int:
-    """Settings side by side that memory is predicted to hold, by activations: a power of two up to `MOST_SLOTS`."""
-    tokens = prepared.run.train.micro_batch_tokens
-    assert isinstance(tokens, int), "settled by `prepare`"
-    each = bytes_per_token(prepared.model) * tokens
-    slots = MOST_SLOTS
-    while slots > 1 and slots * each > SHARE * free_memory(prepared.model.device):
-        slots //= 2
-    return slots
 
 
 def _saved(rungs: int) -> str:

@@ -22,8 +22,9 @@ from lorawise.tuning.folder import StudyFolder
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.result import StudyResult
 from lorawise.tuning.rungs import ETA, rung_steps
-from lorawise.tuning.session import Study, predicted_slots
+from lorawise.tuning.session import Study
 from lorawise.tuning.space import Axis, Grid, default_axes, grid_of, parse_axes
+from lorawise.tuning.width import slots_of
 
 DEFAULT_TRIALS = 16
 
@@ -66,7 +67,7 @@ def tune(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.held())
-        slots = predicted_slots(prepared)
+        slots = slots_of(prepared)
         if folder.asked.is_file():
             slots = int(folder.require_same(asked)["slots"])
         study = Study(
