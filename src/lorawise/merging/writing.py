@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorawise.base.errors import AdapterError
+from lorawise.base.threads import one_blas_thread
 from lorawise.merging.arithmetic import Loss, Weight, cast, merged, numbers
 from lorawise.merging.base import CONV1D, FLOATS, INDEX, Base, is_linear
 from lorawise.merging.changes import Changes, Update
@@ -79,9 +80,10 @@ class Writing:
             written += count
             progress(written, total)
 
-        for shard in self.base.shards:
-            pieces = self.pieces[shard.path.name]
-            write_shard(folder / shard.path.name, pieces, shard.metadata or {"format": "pt"}, done)
+        with one_blas_thread():
+            for shard in self.base.shards:
+                pieces = self.pieces[shard.path.name]
+                write_shard(folder / shard.path.name, pieces, shard.metadata or {"format": "pt"}, done)
         self._write_rest(folder)
         lost: dict[str, Loss] = {}
         for name, loss in self.losses.items():
