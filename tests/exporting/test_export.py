@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from safetensors.torch import load_file
+from tests.exporting.tiny_cases import MIXED as MIXED_TINY
+from tests.exporting.tiny_cases import adapted, model_of
+from tests.peft_oracle import logits_of, peft_loaded
 from tests.store.made_adapters import NAMES, SHAPES, adapters, dense, draw, error, saved
 
 from lorawise import LoraConfig
@@ -82,6 +85,7 @@ CONFIG = {
     "num_attention_heads": HEADS, "num_key_value_heads": 1, "head_dim": 8, "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
 READERS = {"vllm": as_vllm_reads, "peft": as_vllm_reads, "mlx": as_mlx_reads, "gguf": as_llama_cpp_reads}
+assert set(EXPORTERS) == {*READERS, "ollama"}  # which is a whole model: test_ollama
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     return Options(fold=True, model=str(folder))
 
 
-@pytest.mark.parametrize("engine", list(EXPORTERS))
+@pytest.mark.parametrize("engine", READERS)
 @given(weights=adapters)
 @settings(max_examples=25, deadline=None)
 def test_the_engine_computes_our_update(
@@ -106,7 +110,7 @@ def test_the_engine_computes_our_update(
     assert done.error == pytest.approx(off, abs=1e-9)
 
 
-@pytest.mark.parametrize("engine", list(EXPORTERS))
+@pytest.mark.parametrize("engine", READERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_scaling_of_a_power_of_two_is_exact(
     engine: str, dtype: torch.dtype, options: Options, tmp_path: Path
@@ -138,6 +142,14 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Options:
     folder = tmp_path_factory.mktemp("tied")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
     return Options(model=str(folder))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "peft"])
+def test_peft_itself_loads_the_form(engine: str, tmp_path: Path) -> None:
+    model = model_of("llama")
+    export(adapted(model, tmp_path / "own", MIXED_TINY), engine, tmp_path / "out")
+    wanted = logits_of(peft_loaded(model_of("llama"), tmp_path / "own"))
+    torch.testing.assert_close(logits_of(peft_loaded(model, tmp_path / "out")), wanted, atol=1e-5, rtol=1e-5)
 
 
 def replace_rank(r: int) -> LoraConfig:
@@ -211,7 +223,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-@pytest.mark.parametrize("engine", list(EXPORTERS))
+@pytest.mark.parametrize("engine", READERS)
 def test_a_read_only_place_is_left_as_it_was(engine: str, options: Options, tmp_path: Path) -> None:
     saved(tmp_path / "own", draw(replace_rank(8), NAMES, torch.float32, 0))
     closed = tmp_path / "closed"

@@ -15,13 +15,15 @@ PAIRED = ("llama", "mistral", "granite", "smollm3")  # families whose q and k ro
 SHIFTED = ("gemma", "gemma2", "gemma3_text")  # whose norms multiply by 1 + weight
 
 
-def write_gguf(path: Path, model: torch.nn.Module, kind: gguf.GGMLQuantizationType) -> None:
+def write_gguf(
+    path: Path, model: torch.nn.Module, kind: gguf.GGMLQuantizationType, *, template: str = TEMPLATE
+) -> None:
     """Matrices as `kind`, norms and biases as F32."""
     config = model.config
     name = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, name)
     _write_settings(writer, config)
-    _write_tokenizer(writer, config.vocab_size)
+    _write_tokenizer(writer, config.vocab_size, template)
     known = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(known[name], config.num_hidden_layers)
     for parameter, tensor in model.state_dict().items():
@@ -104,7 +106,7 @@ def _interleaved(value: np.ndarray, heads: int) -> np.ndarray:
     return value.reshape(heads, 2, rows // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape).copy()
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+def _write_tokenizer(writer: gguf.GGUFWriter, size: int, template: str) -> None:
     tokenizer = tiny_tokenizer()
     content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(content["vocab"], key=content["vocab"].__getitem__)
@@ -116,4 +118,4 @@ def _write_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_bos_token_id(tokens.index("<s>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_pad_token_id(tokens.index("<pad>"))
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 def export(
     source: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, or @NAME from the local store.")],
-    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help="vllm, peft, mlx or gguf.")],
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help="vllm, peft, mlx, gguf or ollama.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="A new folder for the result.")],
     model: Annotated[
         str,
-        typer.Option("--model", metavar="MODEL", help="gguf: the base, if not the one ADAPTER names.", show_default=""),
+        typer.Option("--model", metavar="MODEL", help="gguf, ollama: the base, if not ADAPTER's own.", show_default=""),
     ] = "",
     fold: Annotated[
         bool, typer.Option("--fold", help="mlx: fold scalings into B, for modules that differ; vllm, peft always do.")
@@ -55,7 +55,7 @@ def export(
         if verify and not opens(to, options):
             raise UsageError(
                 f"--verify cannot open what {to} is given",
-                expected="vllm, peft, or gguf with --merged",
+                expected="vllm, peft, ollama, or gguf with --merged",
                 cure="leave it out: the error that is printed is measured on the files, read as the engine reads them",
             )
         done = work(adapter, to, out, options)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorawise.exporting import gguf, mlx, peft, vllm  # noqa: F401 - each registers its engine
+from lorawise.exporting import gguf, mlx, ollama, peft, vllm  # noqa: F401 - each registers its engine
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
 from lorawise.store.algebra.result import Source, require_free
 
@@ -20,4 +20,4 @@ def export(source: Source, engine: str, folder: Path, options: Options | None = 
 
 def opens(engine: str, options: Options) -> bool:
     """Whether what the export leaves can be opened here, and so compared with the adapter at run time."""
-    return engine in ("vllm", "peft") or options.merged
+    return engine in ("vllm", "peft", "ollama") or options.merged

@@ -7,9 +7,10 @@ Settings, tokenizer and every tensor that is not adapted are copied as they are.
 bits loses far more of a small update than 16 bits do, so retention and error are measured as a merge measures them.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from lorawise.facts.gguf_tensors import Place
 from lorawise.merging.arithmetic import AT_ONCE, BLOCK, Factors, Loss
 from lorawise.merging.companions import RECORD
 from lorawise.merging.writing import MergedLayer
+from lorawise.models.files import EMBEDDED
 from lorawise.store.algebra.result import Source
 
 MODEL = "model.gguf"
@@ -50,47 +52,105 @@ class Adapted:
 
 def to_merged_gguf(source: Source, folder: Path, options: Options) -> Exported:
     """`ConfigError` where the base is no GGUF file, `AdapterError` for what does not fit it or cannot be written."""
-    path = _file(source, options)
-    header = GGUFHeader.open(path)
-    if int(header.settings.get("split.count") or 1) > 1:
-        raise ModelError(f"{path} is one part of a model", cure="join the parts with llama-gguf-split --merge")
-    if path.stat().st_size < header.data_at + max(held.offset + _size(held) for held in header.tensors.values()):
-        raise ModelError(f"{path} is torn: it ends inside its tensors", cure="copy or fetch the file again")
-    _, places = places_of(source, read_gguf(path, str(path)))
-    adapted = _adapted(source, header, places, options.dtype)
-    layout = _layout(header, adapted)
-    total = layout.data_at + sum(_size(tensor) for tensor in layout.tensors.values())
-    refuse_full_disk(folder, total)
-    with atomic_folder(folder) as scratch, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        progress = options.progress or (lambda done, wanted: None)
-        layers = _write(scratch / MODEL, header, layout, adapted, source, pool, lambda done: progress(done, total))
-        record = _record(path, source, layers)
-        (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    loss = sum((layer.loss for layer in layers), Loss())
-    return Exported(
-        path=folder,
-        error=loss.error,
-        rank=max(a.shape[0] for a, _ in source.adapter.layers.values()),
-        scale=1.0,
-        files=(MODEL, RECORD),
-        rounded=False,
-        flags=(f"-m {folder / MODEL}",),
-        findings=tuple(_lossy(loss, options.dtype)),
-        opens=folder / MODEL,
-        layers=tuple(layers),
-    )
+    with base_file(source, options) as path:
+        merging = Merging.of(source, path, options)
+        refuse_full_disk(folder, merging.nbytes)
+        with atomic_folder(folder) as scratch:
+            layers = merging.write(scratch)
+    return merging.exported(folder, layers)
 
 
-def _file(source: Source, options: Options) -> Path:
+@contextlib.contextmanager
+def base_file(source: Source, options: Options) -> Iterator[Path]:
+    """The base's GGUF file: as named, or the embedded model's for as long as the block lasts."""
     named = options.model or source.base
     path = Path(named).expanduser()
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return path
-    raise ConfigError(
-        f"{named or 'the base, which the adapter does not name,'} is no GGUF file on this machine",
-        expected="--model BASE.gguf: the adapter is put into that file",
-        cure=f"or lorawise merge {named or 'MODEL'} {source.folder} -o merged, then llama.cpp's convert_hf_to_gguf.py",
-    )
+    if named == EMBEDDED:
+        from lorawise.models.embedded import embedded_file
+
+        with embedded_file() as path:
+            yield path
+        return
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        raise ConfigError(
+            f"{named or 'the base, which the adapter does not name,'} is no GGUF file on this machine",
+            expected="--model BASE.gguf: the adapter is put into that file",
+            cure=f"or lorawise merge {named or 'MODEL'} {source.folder} -o merged, and llama.cpp's convert_hf_to_gguf",
+        )
+    yield path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Merging:
+    """One merge, judged and not yet written: the base's header, the result's, and what is to change between them."""
+
+    source: Source
+    header: GGUFHeader
+    layout: GGUFHeader
+    adapted: Mapping[str, Adapted]
+    options: Options
+
+    @classmethod
+    def of(cls, source: Source, path: Path, options: Options) -> "Merging":
+        header = GGUFHeader.open(path)
+        if int(header.settings.get("split.count") or 1) > 1:
+            raise ModelError(f"{path} is one part of a model", cure="join the parts with llama-gguf-split --merge")
+        ends = [header.data_at + held.offset + _size(held) for held in header.tensors.values()]
+        if path.stat().st_size < max(ends, default=0):
+            raise ModelError(f"{path} is torn: it ends inside its tensors", cure="copy or fetch the file again")
+        _, places = places_of(source, read_gguf(path, str(path)))
+        adapted = _adapted(source, header, places, options.dtype)
+        return cls(source=source, header=header, layout=_layout(header, adapted), adapted=adapted, options=options)
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.data_at + sum(_size(tensor) for tensor in self.layout.tensors.values())
+
+    def write(self, folder: Path) -> list[MergedLayer]:
+        """The model and its record."""
+        progress, total = self.options.progress or (lambda done, wanted: None), self.nbytes
+        layers = []
+        with (
+            ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,
+            self.header.path.open("rb") as old,
+            (folder / MODEL).open("wb") as new,
+        ):
+            new.write(old.read(self.header.infos_at))
+            new.write(encoded(self.layout.tensors))
+            for name, held in self.header.tensors.items():
+                _pad(new, self.layout.data_at + self.layout.tensors[name].offset)
+                begins = self.header.data_at + held.offset
+                if name in self.adapted:
+                    layers.append(_merge(old, new, begins, self.adapted[name], self.source, pool))
+                else:
+                    _copy(old, new, begins, _size(held))
+                progress(new.tell(), total)
+            _pad(new, aligned(new.tell(), self.layout.alignment))
+        loss = sum((layer.loss for layer in layers), Loss())
+        record = {
+            "format": 1,
+            "base": {"source": self.options.model or self.source.base, "sha256": sha256_file(self.header.path)},
+            "adapters": [{"digest": self.source.digest, "weight": 1.0}],
+            "retention": loss.retention,
+            "error": loss.error,
+        }
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return layers
+
+    def exported(self, folder: Path, layers: Sequence[MergedLayer]) -> Exported:
+        loss = sum((layer.loss for layer in layers), Loss())
+        return Exported(
+            path=folder,
+            error=loss.error,
+            rank=max(a.shape[0] for a, _ in self.source.adapter.layers.values()),
+            scale=1.0,
+            files=(MODEL, RECORD),
+            rounded=False,
+            flags=(f"-m {folder / MODEL}",),
+            findings=tuple(_lossy(loss, self.options.dtype)),
+            opens=folder / MODEL,
+            layers=tuple(layers),
+        )
 
 
 def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dtype: str) -> dict[str, Adapted]:
@@ -143,31 +203,6 @@ def _size(tensor: GGUFTensor) -> int:
 
     elements, width = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
     return int(np.prod(tensor.shape, dtype=np.int64)) // elements * width
-
-
-def _write(
-    path: Path,
-    header: GGUFHeader,
-    layout: GGUFHeader,
-    adapted: Mapping[str, Adapted],
-    source: Source,
-    pool: ThreadPoolExecutor,
-    progress: Callable[[int], None],
-) -> list[MergedLayer]:
-    layers = []
-    with header.path.open("rb") as old, path.open("wb") as new:
-        new.write(old.read(header.infos_at))
-        new.write(encoded(layout.tensors))
-        for name, held in header.tensors.items():
-            _pad(new, layout.data_at + layout.tensors[name].offset)
-            begins = header.data_at + held.offset
-            if name in adapted:
-                layers.append(_merge(old, new, begins, adapted[name], source, pool))
-            else:
-                _copy(old, new, begins, _size(held))
-            progress(new.tell())
-        _pad(new, aligned(new.tell(), layout.alignment))
-    return layers
 
 
 def _pad(file: BinaryIO, place: int) -> None:
@@ -224,17 +259,6 @@ def _merged_block(raw: NDArray[np.uint8], change: Adapted, delta: NDArray[Any]) 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is refused by its loss
         bits = np.ascontiguousarray(quantize(before + delta, GGMLQuantizationType(change.into)))
         return bits, Loss.of(numbers(bits.view(np.uint8), change.into) - before, delta)
-
-
-def _record(path: Path, source: Source, layers: list[MergedLayer]) -> dict[str, object]:
-    loss = sum((layer.loss for layer in layers), Loss())
-    return {
-        "format": 1,
-        "base": {"source": str(path), "sha256": sha256_file(path)},
-        "adapters": [{"digest": source.digest, "weight": 1.0}],
-        "retention": loss.retention,
-        "error": loss.error,
-    }
 
 
 def _lossy(loss: Loss, dtype: str) -> Iterator[Finding]:

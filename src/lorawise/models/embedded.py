@@ -5,12 +5,14 @@ the package index, mirrors and certificates of this machine's pip are respected)
 are checked against the sha256 below; what stays in the cache is the converted folder. After that no network is used.
 """
 
+import contextlib
 import errno
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from lorawise.base.cache import cache_folder
@@ -33,14 +35,24 @@ def embedded_model(*, progress: Progress = to_stderr) -> Path:
     """
     if folder := finished_conversion(MEMBER_SHA256):
         return folder
+    with embedded_file(progress=progress) as path:
+        return converted_gguf(path, progress=progress)
+
+
+@contextlib.contextmanager
+def embedded_file(*, progress: Progress = to_stderr) -> Iterator[Path]:
+    """The GGUF file itself, fetched and unpacked for as long as the block lasts."""
     cache = cache_folder()
     with storage_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache)
+    with scratch as name:
+        with storage_errors(cache):
             wheel = cache / "wheels" / WHEEL
             if not wheel.is_file():
-                wheel = _download(Path(scratch), progress)
-            return converted_gguf(_unpack(wheel, Path(scratch)), progress=progress)
+                wheel = _download(Path(name), progress)
+            path = _unpack(wheel, Path(name))
+        yield path
 
 
 def _download(folder: Path, progress: Progress) -> Path:
