@@ -4,11 +4,13 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,18 +25,26 @@ from lorawise.base.errors import (
     DataError,
     DivergedError,
     Interrupted,
+    MemoryExhausted,
     ModelError,
     PreflightError,
-    RunError,
     StorageError,
     UsageError,
 )
+from lorawise.models.files import resolve_model
 from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
 from lorawise.store import load_adapter, read_provenance
-from lorawise.training import memory
+from lorawise.training import exhausted, memory
 from lorawise.training.folder import RunFolder
+from lorawise.training.inputs import read_inputs
 from lorawise.training.run import train
+from lorawise.training.setup import Prepared, prepare
 from lorawise.training.state import Progress
+
+
+def ready(run) -> Prepared:
+    files = resolve_model(run.model)
+    return prepare(run, files, read_inputs(run, files))
 
 
 class Listener:
@@ -458,16 +468,80 @@ def test_rows_cut_before_any_answer_ends_stop_in_preflight(tmp_path, base):
     assert not (tmp_path / "run").exists()
 
 
-def test_out_of_memory_is_said_with_its_cure(tmp_path, base, monkeypatch):
+ALLOCATIONS = {
+    "an accelerator's": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Python's": MemoryError,
+    "torch's on a CPU": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+}
+
+
+def exhausted_at(monkeypatch, call: int, error=ALLOCATIONS["torch's on a CPU"], hold: int = 0) -> None:
+    """The loss is asked for, and the `call`th time there is no memory; before that, so many bytes are really taken."""
     from lorawise.training.objective import NextToken
 
-    def exhausted(self, model, batch, *, n=1):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    real, calls = NextToken.__call__, []
 
-    monkeypatch.setattr(NextToken, "__call__", exhausted)
-    with pytest.raises(RunError, match="out of memory") as met:
+    def counted(self, model, batch, *, n=1):
+        calls.append(torch.ones(hold // 4) if len(calls) + 1 == call else None)
+        if len(calls) == call:
+            raise error()
+        return real(self, model, batch, n=n)
+
+    monkeypatch.setattr(NextToken, "__call__", counted)
+
+
+@pytest.mark.parametrize("kind", ALLOCATIONS)
+def test_out_of_memory_before_the_first_step_is_told_with_its_cure_and_leaves_nothing(
+    kind, tmp_path, base, monkeypatch
+):
+    exhausted_at(monkeypatch, 1, ALLOCATIONS[kind])
+    with pytest.raises(MemoryExhausted, match="out of memory") as met:
         train(tiny_run(tmp_path, model=base), out=tmp_path / "run")
-    assert "micro_batch_tokens" in met.value.cure
+    assert "train.m" in met.value.cure
+    assert met.value.code == "out-of-memory"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ALLOCATIONS)
+def test_out_of_memory_in_a_step_loses_no_step_and_the_run_goes_on_to_the_bit(kind, tmp_path, base, monkeypatch):
+    run = tiny_run(tmp_path, model=base, train__eval_every=100, train__save_every=100)
+    train(run, out=tmp_path / "straight")
+    before = 1 + 1 + 2  # preflight's step and its evaluation's largest batch, then the base on two batches
+    with monkeypatch.context() as patch, pytest.raises(MemoryExhausted, match="out of memory"):
+        exhausted_at(patch, before + 6, ALLOCATIONS[kind])
+        train(run, out=tmp_path / "stopped")
+    saved = sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir())
+    assert saved == ["step-000005"], "the sixth step failed, and changed nothing"
+    assert (
+        "failed"
+        in (tmp_path / "stopped" / "metrics.jsonl").read_text() + (tmp_path / "stopped" / "facts.json").read_text()
+    )
+    train(run, out=tmp_path / "stopped", resume=True)
+    names = ("adapter/adapter_model.safetensors", "checkpoints/step-000008/parameter.safetensors")
+    for name in names:
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_the_cause_that_grew_beyond_its_prediction_is_named_with_what_would_fit(tmp_path, base, monkeypatch):
+    """A gibibyte that nobody predicted is really taken in a step."""
+    exhausted_at(monkeypatch, 6, hold=2**30)
+    run = tiny_run(tmp_path, model=base, train__batch_tokens=2048, train__max_length=2048)
+    with pytest.raises(MemoryExhausted) as met:
+        train(run, out=tmp_path / "run")
+    assert re.search(r"activations, logits and workspace hold [1-3]\.\d+ GiB, 0\.0\d were predicted", met.value.found)
+
+
+def test_where_nothing_grew_it_says_so_and_what_would_need_less(tmp_path, base, monkeypatch):
+    prepared = ready(tiny_run(tmp_path, model=base, train__batch_tokens=2048, train__max_length=2048))
+    load = prepared.load
+    assert load is not None
+    problem = MemoryExhausted("out of memory: x", expected="a micro-batch that fits")
+    within = (exhausted.Cause(name=exhausted.STEP, predicted=100, held=90),)
+    told = exhausted.explanation(problem, load, within)
+    assert "nothing grew beyond its prediction" in told.found
+    assert told.cure.startswith("train.micro_batch_tokens: 1024")
+    tight = replace(load, device=replace(load.device, usable=load.needed - 1))
+    assert "was predicted to need" in exhausted.explanation(problem, tight, within).found
 
 
 def test_other_errors_are_not_taken_for_memory():

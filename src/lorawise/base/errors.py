@@ -10,6 +10,7 @@
     └── RunError                  the work ran and met a problem                     exit 1
         ├── PreflightError        a check before the first step failed
         ├── DivergedError         the loss or the gradients are not finite
+        ├── MemoryExhausted       more memory was asked for than there is
         ├── StorageError          the disk refused: full, read-only, torn file
         └── Interrupted           stopped by a signal after a save                   exit 130
 
@@ -87,6 +88,10 @@ class PreflightError(RunError):
 
 class DivergedError(RunError):
     code = "diverged"
+
+
+class MemoryExhausted(RunError):  # noqa: N818 - MemoryError is Python's own
+    code = "out-of-memory"
 
 
 class StorageError(RunError):

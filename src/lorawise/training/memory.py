@@ -3,7 +3,9 @@
     speed      every activation is kept
     balanced   every second decoder layer keeps only its input and is computed again in backward
     frugal     every decoder layer does
-    auto       speed where one micro-batch fits half of what is free, else frugal
+    offload    as frugal, and those inputs wait in pinned host memory; on a CPU they are there already
+    auto       the fastest that is predicted to fit (`fitting.py`); for models that planning cannot read, speed where
+               one micro-batch fits half of what is free, else frugal
 
 Computed again is exact: dropout masks are functions of the step, so both forwards see the same ones.
 """
@@ -12,29 +14,44 @@ import contextlib
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from transformers import PreTrainedModel
 
-from lorawise.base.errors import RunError
+from lorawise.base.errors import MemoryExhausted
 from lorawise.base.registry import Registry
 
 CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16_384  # at once, at most: beyond these a step is no faster per token
 SHARE = 0.5  # of free memory that activations may take; the rest is for logits, gradients and what we do not count
 
-modes: Registry[int] = Registry("memory mode")  # every how many layers one is computed again; 0 for none
-modes.register("speed")(0)
-modes.register("balanced")(2)
-modes.register("frugal")(1)
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """every  how many layers one is computed again; 0 for none.  offload  their inputs to the host"""
+
+    every: int
+    offload: bool = False
+
+
+modes: Registry[Keeping] = Registry("memory mode")
+modes.register("speed")(Keeping(every=0))
+modes.register("balanced")(Keeping(every=2))
+modes.register("frugal")(Keeping(every=1))
+modes.register("offload")(Keeping(every=1, offload=True))
 
 
 def keep_activations(model: PreTrainedModel, mode: str) -> None:
     """Set how activations are kept while the model is in training mode; `mode` is not `auto` any more."""
-    every = modes[mode]
-    if every:  # with use_reentrant False no input has to require a gradient
-        model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
+    kept = modes[mode]
+    if kept.every:  # with use_reentrant False no input has to require a gradient
+        model.activation_checkpointing_enable(
+            {"use_reentrant": False},
+            every_n_layers=kept.every,
+            offload=kept.offload and model.device.type != "cpu",
+        )
 
 
 def choose_mode(model: PreTrainedModel, tokens: int, *, slots: int = 1) -> str:
@@ -78,6 +95,13 @@ def total_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes now: allocated on CUDA, this process's resident memory elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes at the peak so far: allocated on CUDA, this process's resident memory elsewhere."""
     if device.type == "cuda":
@@ -99,8 +123,8 @@ def memory_errors() -> Iterator[None]:
         raise _out_of_memory(str(problem)) from problem
 
 
-def _out_of_memory(said: str) -> RunError:
-    return RunError(
+def _out_of_memory(said: str) -> MemoryExhausted:
+    return MemoryExhausted(
         f"out of memory: {said.splitlines()[0] if said else 'an allocation failed'}",
         expected="a micro-batch that fits",
         cure="halve train.micro_batch_tokens (the training stays the same), set train.memory: frugal, or lower "

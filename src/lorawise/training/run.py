@@ -32,6 +32,7 @@ from lorawise.report.page import REPORT_NAME, write_report
 from lorawise.report.trackers import open_trackers, require_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.checkpoint import Checkpoint, newest_checkpoint, restore
+from lorawise.training.exhausted import explained
 from lorawise.training.folder import RunFolder, identity_of, require_same
 from lorawise.training.inputs import dated, read_inputs
 from lorawise.training.preflight import Seen, preflight, require_passed
@@ -112,6 +113,7 @@ def _train(
         restore(checkpoint, prepared.trainer.optimizer)
         notes += list(_other_threads(checkpoint))
     progress = checkpoint.progress if checkpoint is not None else Progress()
+    stack.enter_context(explained(prepared.trainer, prepared.load))
     early: list[Event] = []
     findings = (*notes, *prepared.findings)
     for event in _opening(prepared, folder, progress, findings):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from lorawise.base.errors import DivergedError, Interrupted
+from lorawise.base.errors import DivergedError, Interrupted, MemoryExhausted
 from lorawise.base.findings import Finding
 from lorawise.lora.wrapping import base_modules
 from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, Noted, RunEnded, Saved, StepDone
@@ -36,7 +36,10 @@ class Session:
         self.stop = stop
 
     def events(self) -> Iterator[Event]:
-        """Until the run is over; `Interrupted` after a signal, `DivergedError` when the loss is not finite."""
+        """Until the run is over; `Interrupted` after a signal, `DivergedError` when the loss is not finite.
+
+        A step that runs out of memory changes nothing, so what the steps before it reached is saved.
+        """
         progress, train = self.progress, self.prepared.run.train
         if progress.loss_of("base") is None:
             yield from self._evaluate("base")
@@ -55,6 +58,10 @@ class Session:
                     yield self._save()
         except DivergedError:
             yield from self._give_up("diverged")
+            raise
+        except MemoryExhausted:
+            self.prepared.trainer.optimizer.zero_grad()
+            yield from self._give_up("failed")
             raise
         early = self.progress.step < self.prepared.total
         yield from self._finish("stopped early" if early else "finished")

@@ -17,8 +17,10 @@ from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
 from lorawise.models.window import require_known_tokens, window_of_model
+from lorawise.planning.load import Load
 from lorawise.runfile import RunFile
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
+from lorawise.training.fitting import Fitted, fitted
 from lorawise.training.heap import keep_freed_memory
 from lorawise.training.inputs import Inputs
 from lorawise.training.loop import Trainer, trained_parameters
@@ -30,7 +32,7 @@ from lorawise.training.schedule import Schedule, warmup_steps
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """`run` is the file with every `auto` settled."""
+    """`run` is the file with every `auto` settled; `load` what planning predicts its memory from, if it can."""
 
     run: RunFile
     files: ModelFiles
@@ -39,6 +41,7 @@ class Prepared:
     evaluator: Evaluator | None
     total: int
     findings: tuple[Finding, ...]
+    load: Load | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -66,7 +69,8 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         keep_freed_memory()  # after the opening, whose large buffers go back
     require_known_tokens(model, max(each.highest_id for each in (inputs.train, inputs.validation) if each is not None))
     layout, findings = _layout(run, model)
-    run = _settled(run, model, inputs)
+    fit = _fitted(run, files, model, inputs, packed=layout == PACKED)
+    run = _settled(run, model, inputs, fit)
     options = _batch_options(run, inputs, packed=layout == PACKED)
     plan = BatchPlan(inputs.train, options)
     total = run.train.steps or plan.steps_in(run.train.epochs or 1.0)
@@ -90,7 +94,8 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         trainer=trainer,
         evaluator=_evaluator(run, trainer, inputs, options),
         total=total,
-        findings=(*inputs.findings, *findings, *_ranks_beyond(adapters)),
+        findings=(*inputs.findings, *findings, *_ranks_beyond(adapters), *(() if fit is None else fit.findings)),
+        load=None if fit is None else fit.load,
     )
 
 
@@ -166,17 +171,27 @@ def _layout(run: RunFile, model: PreTrainedModel) -> tuple[str, tuple[Finding, .
     return "padded", (note,)
 
 
-def _settled(run: RunFile, model: PreTrainedModel, inputs: Inputs) -> RunFile:
-    train, lengths = run.train, inputs.train.lengths
-    longest = int(lengths.max())
-    step = train.batch_tokens or int(train.batch_size or 1) * longest
+def _fitted(run: RunFile, files: ModelFiles, model: PreTrainedModel, inputs: Inputs, *, packed: bool) -> Fitted | None:
+    longest = int(inputs.train.lengths.max())
+    return fitted(run, files, model, longest=longest, step=_step_tokens(run, longest), packed=packed)
+
+
+def _step_tokens(run: RunFile, longest: int) -> int:
+    return run.train.batch_tokens or int(run.train.batch_size or 1) * longest
+
+
+def _settled(run: RunFile, model: PreTrainedModel, inputs: Inputs, fit: Fitted | None) -> RunFile:
+    """What is `auto` becomes what fits by prediction, or where there is none what a rule of thumb says."""
+    train, longest = run.train, int(inputs.train.lengths.max())
     values: dict[str, object] = {}
     if train.micro_batch_tokens == "auto":
-        mode = "frugal" if train.memory == "frugal" else "speed"
-        values["train.micro_batch_tokens"] = choose_tokens(model, step=step, longest=longest, mode=mode)
+        mode = "speed" if train.memory in ("auto", "speed", "balanced") else "frugal"
+        step = _step_tokens(run, longest)
+        by_rule = choose_tokens(model, step=step, longest=longest, mode=mode)
+        values["train.micro_batch_tokens"] = by_rule if fit is None else fit.tokens
     if train.memory == "auto":
         tokens = values.get("train.micro_batch_tokens", train.micro_batch_tokens)
-        values["train.memory"] = choose_mode(model, int(str(tokens)))
+        values["train.memory"] = choose_mode(model, int(str(tokens))) if fit is None else fit.mode
     return run.with_values(values)
 
 
