@@ -14,11 +14,18 @@ FORMS = ("nf4", "nf4-double", "int8")
 
 
 def packed_linear(
-    form: str, out: int, width: int, *, dtype: torch.dtype = torch.float32, bias: bool = False, seed: int = 0
+    form: str,
+    out: int,
+    width: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bias: bool = False,
+    seed: int = 0,
+    scale: float = 1.0,
 ) -> tuple[PackedLinear, Tensor]:
     """A packed layer and the whole weight that bitsandbytes itself makes of the same bits."""
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(out, width, generator=generator).to(dtype)
+    weight = (scale * torch.randn(out, width, generator=generator)).to(dtype)
     offset = torch.randn(out, generator=generator) if bias else None
     if form == "int8":
         bits, scales, _ = bnb.int8_vectorwise_quant(weight.half())
