@@ -103,9 +103,9 @@ def test_half_a_character_and_odd_values_still_become_json() -> None:
     )
 
 
-def shown(folder: Path, *, terminal: bool) -> str:
+def shown(folder: Path, *, terminal: bool, width: int = 100) -> str:
     out = io.StringIO()
-    reader = ConsoleReader(Console(file=out, force_terminal=terminal, width=100, color_system=None))
+    reader = ConsoleReader(Console(file=out, force_terminal=terminal, width=width, color_system=None))
     for event in whole_run(folder):
         reader(event)
     reader.close()
@@ -319,3 +319,15 @@ def test_a_service_that_will_not_start_stops_the_run_with_the_cure(
     with pytest.raises(ConfigError, match="did not start: no route to host") as caught:
         reader(started)
     assert "train.trackers" in caught.value.cure
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 120])
+def test_at_any_width_the_checks_and_the_step_can_be_read(width: int, tmp_path: Path) -> None:
+    lines = [line.strip() for line in shown(tmp_path, terminal=False, width=width).splitlines()]
+    for check in preflight().checks:
+        [line] = [line for line in lines if check.name in line]
+        assert check.detail in line or check.detail in lines
+    live = shown(tmp_path, terminal=True, width=width)
+    assert "step 150/150" in live
+    assert "loss " in live.rpartition("step 150/150")[2].partition("\r")[0]
+    assert ("━" in live) == (width >= 104)

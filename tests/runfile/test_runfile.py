@@ -116,6 +116,7 @@ base: {dtype: nf5}
         ("task: chatt", "did you mean 'chat'?"),
         ("lora: {scaling: 1.0e+308}", "leave the range of floats"),
         ("lora: {alpha: 1.0e-323}", "leave the range of floats"),
+        ("lora: {scaling: 1.0e+39}", "leave the range of floats"),
         ("train: {max_length: 1}", "not a whole number from 2"),
     ],
 )

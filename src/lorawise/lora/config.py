@@ -22,6 +22,7 @@ INIT_NAMES = ("kaiming", "gaussian")  # what `inits.INITS` holds, known here wit
 PRESETS = ("qv", "attention", "mlp", "all-linear")  # of target_modules; `lora.targets` says what each selects
 
 MAX_RANK = 65_536  # far beyond any layer's width: a larger r in a file is a mistake or an attack
+FLOAT32 = (1.2e-38, 3.4e38)  # what s·B is computed in holds no smaller and no larger numbers
 DEFAULT_SCALING = 2.0  # the guide's community default, r 8 with alpha 16
 
 
@@ -122,7 +123,7 @@ class LoraConfig:
                 f"but scaling={self.scaling:g} is written too",
                 cure="write one of the two",
             )
-        if not (_is_positive(self.scaling) and _is_positive(self.alpha)):
+        if not all(FLOAT32[0] < value < FLOAT32[1] for value in (self.scaling, self.alpha)):
             raise ConfigError(
                 f"scaling={self.scaling:g} and alpha={self.alpha:g} with r={self.r} leave the range of floats",
                 expected="a scaling between about 0.01 and 100",

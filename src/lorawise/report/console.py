@@ -4,10 +4,11 @@ On a terminal one live line is redrawn; elsewhere (a log file, CI) plain lines c
 never read as markup and its control characters are shown, not obeyed.
 """
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lorawise.report import words
@@ -25,6 +26,8 @@ from lorawise.report.events import (
 
 SECONDS_BETWEEN_LINES = 5.0
 ROW_CHARACTERS = 1_500
+WITH_BAR = 104  # columns that hold the step, a bar and all numbers
+NARROW = 64  # columns; the longest name of a check takes 38 of them
 LEVEL_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -114,12 +117,16 @@ def _numbers(event: StepDone, pace: _Pace) -> str:
 
 
 class _LiveLine:
+    """The step is always readable; a narrow terminal loses the bar first, then the numbers from their end."""
+
     def __init__(self, console: Console, pace: _Pace) -> None:
         self.pace = pace
+        step = Column(no_wrap=True, min_width=len(f"step {pace.total}/{pace.total}"))
+        bar = [BarColumn(24)] if console.width >= WITH_BAR else []
         columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(24),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("step {task.completed}/{task.total}", table_column=step),
+            *bar,
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         self.progress = Progress(*columns, console=console, transient=True, redirect_stdout=False)
         self.task: TaskID = self.progress.add_task("", total=pace.total, numbers="")
@@ -156,7 +163,7 @@ def _started(event: RunStarted) -> Text:
         setting,
         f"trainable params: {words.count(event.trainable_parameters)} || all: {words.count(event.total_parameters)} "
         f"|| trainable%: {share:.4f}",
-        f"{words.count(event.steps_total)} steps over {event.epochs:g} epoch{'' if event.epochs == 1 else 's'} of "
+        f"{words.count(event.steps_total)} steps over {event.epochs:.4g} epoch{'' if event.epochs == 1 else 's'} of "
         f"{words.count(event.tokens_per_epoch)} "
         f"tokens, {words.count(event.trained_tokens_per_epoch)} of them trained",
     ]
@@ -198,15 +205,32 @@ def _ended(event: RunEnded) -> Text:
 
 def preflight_view(report: Preflight) -> RenderableType:
     """What preflight saw: each check with its mark, the counts, and one row with trained tokens coloured."""
-    table = Table(title="preflight", title_justify="left", box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in report.checks:
-        mark = Text("✓ ", style="green") if check.passed else Text("✗ ", style="bold red")
-        table.add_row(mark + Text(words.visible(check.name)), Text(words.visible(check.detail), style="dim"))
     return Group(
-        table, Text(_counts(report)), Panel(_row(report), title="one row; trained tokens in green", expand=False)
+        _Checks(report),
+        Text(_counts(report)),
+        Panel(_row(report), title="one row; trained tokens in green", expand=False),
     )
+
+
+class _Checks:
+    """The checks as two columns, or where the terminal is too narrow for them each detail under its check."""
+
+    def __init__(self, report: Preflight) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title="preflight", title_justify="left", box=None, show_header=False, pad_edge=False)
+        narrow = options.max_width < NARROW
+        table.add_column(no_wrap=not narrow)
+        for check in self.report.checks:
+            mark = Text("✓ ", style="green") if check.passed else Text("✗ ", style="bold red")
+            name, detail = mark + Text(words.visible(check.name)), Text(words.visible(check.detail), style="dim")
+            if narrow:
+                table.add_row(name)
+                table.add_row(Padding(detail, (0, 0, 0, 4)))
+            else:
+                table.add_row(name, detail)
+        yield table
 
 
 def _counts(report: Preflight) -> str:
