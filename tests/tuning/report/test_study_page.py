@@ -11,9 +11,9 @@ from tests.tuning.small_study import small_study
 from lorawise.base.errors import ConfigError
 from lorawise.tuning.events import PackStepped, RungEnded, StudyEnded, TrialAsked, TrialMeasured
 from lorawise.tuning.report.curves import POINTS, binned, loss_curves
-from lorawise.tuning.report.maps import turned_words
 from lorawise.tuning.report.page import render, write_report
 from lorawise.tuning.report.story import read_study
+from lorawise.tuning.report.turned import turned_words
 from lorawise.tuning.rungs import Interval
 
 

@@ -1,1 +1,1 @@
-"""report.html of a study: `story` reads its folder, `curves`, `maps` and `importance` draw, `page` puts it together."""
+"""report.html of a study: `story` reads its folder, a module a kind of figure draws, `page` puts it together."""

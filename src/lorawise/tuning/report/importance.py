@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorawise.tuning.report.story import StudyStory
+from lorawise.report import words
+from lorawise.tuning.report.curves import Figure, figure
+from lorawise.tuning.report.story import StudyStory, label
 
 FEWEST = 10  # settings below which a search says nothing about importance
 
@@ -96,3 +98,36 @@ def _capped(loss: float, base: float | None) -> float:
 
 def _ordered(shares: dict[str, float]) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+
+def importance_bars(found: Importance | None) -> Figure | None:
+    if found is None:
+        return None
+    shares = {label(key): share for key, share in found.shares.items()}
+    if found.joint is not None:
+        shares["together"] = found.joint
+    names = list(shares)[::-1]
+    return figure(
+        "importance",
+        "What mattered",
+        [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": [100 * shares[name] for name in names],
+                "y": names,
+                "text": [words.percent(shares[name]) for name in names],
+                "textposition": "outside",
+                "cliponaxis": False,
+                "marker": {"color": ["--faint" if name == "together" else "--accent" for name in names]},
+                "hoverinfo": "skip",
+            }
+        ],
+        unit="share of the loss's variance" if found.joint is not None else "relative importance",
+        note=f"By {found.method}, at the first comparison; losses above the base's count as the base's.",
+        layout={
+            "xaxis": {"ticksuffix": " %", "range": [0, 115 * max(shares.values())], "title": ""},
+            "yaxis": {"ticksuffix": "  ", "nticks": len(names)},
+            "showlegend": False,
+        },
+    )

@@ -13,9 +13,12 @@ from markupsafe import Markup
 from lorawise.base.files import write_text
 from lorawise.report import words
 from lorawise.report.html import plotly_script, rendered, resource, script_json
-from lorawise.tuning.report import curves, maps
-from lorawise.tuning.report.importance import importance
+from lorawise.tuning.report import curves
+from lorawise.tuning.report.importance import importance, importance_bars
+from lorawise.tuning.report.maps import heat_map
+from lorawise.tuning.report.parallel import parallel
 from lorawise.tuning.report.story import StudyStory, label, read_study
+from lorawise.tuning.report.turned import turned
 from lorawise.tuning.result import Row, in_words, shown
 
 REPORT_NAME = "report.html"
@@ -56,13 +59,13 @@ def _figures(story: StudyStory) -> Iterator[curves.Figure]:
     made = (
         curves.loss_curves(story),
         curves.against_rate(story),
-        maps.heat_map(story),
+        heat_map(story),
         curves.against_scaling(story),
         curves.against_rank(story),
-        maps.parallel(story),
-        maps.importance_bars(importance(story)),
+        parallel(story),
+        importance_bars(importance(story)),
         curves.timeline(story),
-        maps.turned(story),
+        turned(story),
     )
     yield from _rows_filled([figure for figure in made if figure is not None])
 
