@@ -1,0 +1,1 @@
+"""The time of a step against the number of settings side by side."""

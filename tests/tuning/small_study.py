@@ -1,4 +1,4 @@
-"""`python -m tests.tuning.small_study DIR`: a small real study folder, of a tiny random model, in seconds."""
+"""`python -m tests.tuning.small_study DIR [WORK] [--resume]`: a small real study of a tiny random model, in seconds."""
 
 import sys
 import tempfile
@@ -32,4 +32,6 @@ def small_study(
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        print(small_study(Path(scratch), Path(sys.argv[1])).sentence)
+        given = [word for word in sys.argv[1:] if word != "--resume"]
+        work = Path(given[1] if len(given) > 1 else scratch)
+        print(small_study(work, Path(given[0]), resume="--resume" in sys.argv).sentence)

@@ -1,6 +1,11 @@
 """A study from end to end on a tiny model: exact moves, one table however often it is killed, bad input refused."""
 
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +13,10 @@ import torch
 from tests.tuning.small_study import small_study
 from tests.workbench import rows_of, tiny_run
 
-from lorawise.base.errors import ConfigError, UsageError
+from lorawise.base.errors import ConfigError, StorageError, UsageError
 from lorawise.lora.config import LoraConfig
 from lorawise.models.files import resolve_model
+from lorawise.runfile import RunFile
 from lorawise.store import load_adapter
 from lorawise.training.inputs import dated, read_inputs
 from lorawise.training.optimizer import SlotSettings
@@ -19,6 +25,8 @@ from lorawise.tuning.events import PackStepped, TrialFailed, TrialMeasured, from
 from lorawise.tuning.folder import StudyFolder
 from lorawise.tuning.pack import Member, Pack
 from lorawise.tuning.result import table
+from lorawise.tuning.samplers import Asker
+from lorawise.tuning.space import Range
 
 CONFIGS = (
     LoraConfig(r=1, scaling=8.0, seed=1, dropout=0.1),
@@ -130,6 +138,62 @@ def test_a_study_killed_anywhere_and_resumed_has_the_same_table(tmp_path, at):
         assert path.read_bytes() == (tmp_path / "study/adapter" / path.name).read_bytes()
 
 
+def test_a_study_killed_by_the_system_goes_on_and_ends_in_the_same_table(tmp_path):
+    """Kill -9 of another process, twice: within a rung, and again after the resume."""
+    whole = small_study(tmp_path, tmp_path / "whole")
+    out, kills = tmp_path / "killed", 0
+    for lines in (4, 40):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.tuning.small_study",
+            str(out),
+            str(tmp_path),
+            *["--resume"] * bool(kills),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and _lines(out / "events.jsonl") < lines:
+            time.sleep(0.02)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2, "it was killed before it was done"
+    resumed = small_study(tmp_path, out, resume=True)
+    assert resumed.rows == whole.rows
+    assert (out / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_events_that_end_before_the_rung_whose_state_is_kept_are_refused(tmp_path):
+    out = tmp_path / "study"
+
+    def stop(event) -> None:
+        if isinstance(event, PackStepped) and event.rung == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        small_study(tmp_path, out, readers=(stop,))
+    log = out / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:7], "{torn\n", *lines[8:]]))
+    with pytest.raises(StorageError, match=r"readable up to line 7, before the end of rung 1"):
+        small_study(tmp_path, out, resume=True)
+    assert log.read_text().splitlines()[7] == "{torn", "nothing was written over it"
+
+
+def test_the_next_two_are_kept_though_one_alone_came_to_the_last_rung(tmp_path):
+    found = small_study(tmp_path, tmp_path / "study", over=("lora.scaling=0.5,1,2,4",))
+    assert [row.state for row in found.rows] == ["finished", "eliminated", "eliminated", "eliminated"]
+    kept = {row.trial: row for row in found.rows[:3]}
+    assert {int(path.name) for path in (found.study / "adapters").iterdir()} == set(kept)
+    for trial, row in kept.items():
+        weights = load_adapter(found.study / f"adapters/{trial:02d}")
+        assert weights.config.scaling == row.setting["lora.scaling"]
+        assert any(pair[1].abs().max() > 0 for pair in weights.layers.values()), "it was trained"
+
+
 def test_a_setting_that_diverges_is_failed_and_leaves_the_others_their_bits(tmp_path):
     def losses(out: str, rates: str) -> dict:
         over = (f"train.learning_rate={rates}",)
@@ -171,6 +235,16 @@ def test_a_range_is_searched_from_the_run_files_own_setting(tmp_path):
     assert first.setting == {"train.learning_rate": 5e-3, "lora.r": 4}
     assert len({json.dumps(dict(row.setting)) for row in found.rows}) == 5
     assert (found.study / "optuna.log").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("sampler", "evenly"), [("qmc", True), ("random", False)])
+def test_low_discrepancy_covers_a_range_evenly(tmp_path, sampler, evenly):
+    axes = (Range(key="train.learning_rate", low=1e-5, high=1e-2, log=True, whole=False),)
+    run = RunFile.model_validate({"model": "m", "data": {"train": "rows.jsonl"}})
+    asker = Asker(axes, run, sampler=sampler, seed=0, storage=tmp_path / "journal")
+    asked = [asker.ask()["train.learning_rate"] for _ in range(34)][2:]
+    shares = [int(16 * (math.log10(rate) + 5) / 3) for rate in asked]
+    assert (set(shares) >= set(range(16))) == evenly
 
 
 @pytest.mark.parametrize(

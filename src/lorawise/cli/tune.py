@@ -19,7 +19,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(metavar="RUNS", help="Full-run equivalents that may be spent at most.")
     ] = None,
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="Of ranges: tpe or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="Of ranges: tpe, qmc or random.")] = "tpe",
     eliminate: Annotated[str, typer.Option(metavar="NAME", help="halving, median, paired or none.")] = "halving",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the sampler.")] = 0,
     storage: Annotated[
@@ -76,34 +76,9 @@ def tune(
         )
     finally:
         console.close()
-    document = {
-        "study": str(found.study),
-        "report": str(found.study / REPORT_NAME),
-        "best": {
-            "trial": found.best.trial,
-            "setting": dict(found.best.full) | dict(found.best.setting),
-            "validation_loss": found.best.validation_loss,
-            "adapter": str(found.adapter),
-        },
-        "trials": [
-            {
-                "trial": row.trial,
-                "setting": dict(row.setting),
-                "state": row.state,
-                "validation_loss": row.validation_loss,
-                "step": row.step,
-                "tokens": row.tokens,
-                "equal_to": row.equal_to,
-            }
-            for row in found.rows
-        ],
-        "sentence": found.sentence,
-        "seconds": found.seconds,
-        "full_run_equivalents": found.full_run_equivalents,
-    }
     events = StudyFolder(path=found.study).events()
     return Outcome(
-        document=document,
+        document=found.document(),
         table="" if as_json else _rendered(table_of(found.rows, events)),
         prose="\n".join(
             [

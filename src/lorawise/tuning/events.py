@@ -11,7 +11,7 @@ A study folder holds
     results.csv     one line a setting: number, state, step, validation_loss, tokens, and a column an axis
     state/          what the next rung starts from, manifest of sha256 last
     optuna.log      Optuna's journal, for optuna-dashboard (a database URL may stand in for it)
-    adapters/NN/    the best adapter, and the next two that reached the last rung; the best as `adapter/` too
+    adapters/NN/    the best adapter and the next two, each from the last rung it came to; the best as `adapter/` too
     trackers/       one run a setting for each of `train.trackers`
     report.html     one page of it all, made anew whenever the study ends, stops or is resumed after its end
     best.yaml       a run file that trains the winner's setting by itself

@@ -104,13 +104,23 @@ class StudyFolder:
 
 
 def up_to_rung(events: list[Event], rung: int) -> list[Event]:
-    """The events of the first `rung` rungs. Events of an unfinished rung are left out."""
+    """The events of the first `rung` rungs. Events of an unfinished rung are left out.
+
+    `StorageError` when the lines end before that rung does: its state was saved after they were written, so they are
+    damaged, and what was measured is not known any more.
+    """
     if any(isinstance(event, StudyEnded) for event in events):
         return events
     ends = [i for i, event in enumerate(events) if isinstance(event, RungEnded) and event.rung == rung]
-    if not ends:
-        return []
-    return events[: ends[-1] + 1]
+    if ends:
+        return events[: ends[-1] + 1]
+    if rung:
+        raise StorageError(
+            f"events.jsonl is readable up to line {len(events)}, before the end of rung {rung}, whose state is kept",
+            expected="every line as the study wrote it",
+            cure="put the file back as it was, or start anew in another folder with -o",
+        )
+    return []
 
 
 class EventsFile:

@@ -13,13 +13,18 @@ from lorawise.tuning.space import run_of
 
 KEPT = 3  # the best and the next two
 
+States = Mapping[int, SlotState]
+
+
+def finalists_of(rows: Sequence[Row], states: States) -> list[Row]:
+    """The first `KEPT` of the table, best first, each as the last rung it came to left it. One that is the same run as
+    another, or diverged, is none."""
+    return [row for row in rows if row.validation_loss is not None and row.trial in states][:KEPT]
+
 
 def keep_finalists(
-    pack: Pack, folder: StudyFolder, rows: Sequence[Row], members: Mapping[int, Member], states: Mapping[int, SlotState]
+    pack: Pack, folder: StudyFolder, finalists: Sequence[Row], members: Mapping[int, Member], states: States
 ) -> None:
-    """`rows` of the table, best first; those still in `states` were never surpassed at an earlier rung."""
-    finalists = [row for row in rows if row.validation_loss is not None and row.equal_to is None]
-    finalists = [row for row in finalists if row.trial in states][:KEPT]
     pack.hold([members[row.trial] for row in finalists], states)
     for place, row in enumerate(finalists):
         _keep(pack, folder, row, f"adapters/{row.trial:02d}")

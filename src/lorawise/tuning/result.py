@@ -51,6 +51,33 @@ class StudyResult:
     def adapter(self) -> Path:
         return self.study / "adapter"
 
+    def document(self) -> dict[str, Any]:
+        """For `--json`: the best setting, every trial best first, what it cost."""
+        return {
+            "study": str(self.study),
+            "best": {
+                "trial": self.best.trial,
+                "setting": dict(self.best.full) | dict(self.best.setting),
+                "validation_loss": self.best.validation_loss,
+                "adapter": str(self.adapter),
+            },
+            "trials": [
+                {
+                    "trial": row.trial,
+                    "setting": dict(row.setting),
+                    "state": row.state,
+                    "validation_loss": row.validation_loss,
+                    "step": row.step,
+                    "tokens": row.tokens,
+                    "equal_to": row.equal_to,
+                }
+                for row in self.rows
+            ],
+            "sentence": self.sentence,
+            "seconds": self.seconds,
+            "full_run_equivalents": self.full_run_equivalents,
+        }
+
 
 def table(events: Sequence[Event], *, ended: bool) -> tuple[Row, ...]:
     """Settings best first: those that came furthest, by loss; then the failed."""

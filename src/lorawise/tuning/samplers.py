@@ -6,6 +6,7 @@ journal file in the study's folder, or a database URL: `optuna-dashboard` opens 
 
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,19 @@ def random(seed: int) -> "optuna.samplers.BaseSampler":
     from optuna.samplers import RandomSampler
 
     return RandomSampler(seed=seed)
+
+
+@samplers.register("qmc")
+def qmc(seed: int) -> "optuna.samplers.BaseSampler":
+    """Sobol's sequence, scrambled by the seed: covers ranges evenly; categories are drawn at random."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import QMCSampler, RandomSampler
+
+    if find_spec("scipy") is None:
+        raise UsageError("the qmc sampler needs SciPy", cure="pip install 'lorawise[tune]', or --sampler tpe")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return QMCSampler(seed=seed, scramble=True, independent_sampler=RandomSampler(seed=seed))
 
 
 class Asker:

@@ -32,7 +32,7 @@ from lorawise.tuning.events import (
     measured_in,
 )
 from lorawise.tuning.folder import EventsFile, StudyFolder, up_to_rung
-from lorawise.tuning.keeping import KEPT, keep_finalists
+from lorawise.tuning.keeping import finalists_of, keep_finalists
 from lorawise.tuning.members import member_of
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.pack import Member, Pack, SlotState
@@ -127,13 +127,16 @@ class Study:
                 yield from self._advance(rung, survivors)
             ended = self._eliminate(rung, time.perf_counter() - began)
             survivors = ended.kept
+            finalists = finalists_of(table([*self.told, ended], ended=True), self.states)
             if rung == len(self.rungs):
-                keep_finalists(pack, self.folder, table([*self.told, ended], ended=True), self.members, self.states)
-            self.states = {trial: self.states[trial] for trial in survivors}
+                keep_finalists(pack, self.folder, finalists, self.members, self.states)
+            held = {*survivors, *(row.trial for row in finalists)}
+            self.states = {trial: state for trial, state in self.states.items() if trial in held}
             yield ended
             self.folder.save(rung, self.states)  # last: a rung without its state is done again
-        finalists = [self.members[trial] for trial in self._survivors()[:KEPT]]
-        for event in look_closer(pack, finalists, self.states, slots=self.slots):
+        best = finalists_of(table(self.told, ended=True), self.states)
+        members = [self.members[row.trial] for row in best]
+        for event in look_closer(pack, members, self.states, slots=self.slots):
             yield event
             if self.stop:
                 raise Interrupted(
