@@ -179,7 +179,7 @@ def test_a_trace_takes_the_place_of_the_prediction_and_agrees(home: Path, capsys
         (["llama", "rows.jsonl", "--table", "--trace"], "--table with --trace"),
         (["llama", "rows.jsonl", "--table", "--explain", "lora.r"], "--explain"),
         (["rows.jsonl", "llama"], "looks like data"),
-        (["llama", "--set", "base.dtype=int8"], "int8"),
+        (["llama", "--set", "base.dtype=int8", "--trace", "--device", "h100"], "int8"),
         (["llama", "--method", "qlora", "--set", "base.dtype=float16"], "leave one of the two out"),
         (["llama", "--method", "lora", "--set", "base.dtype=nf4"], "nf4"),
         (["llama", "--set", "lora.target_modules=("], "regular expression"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.planning.situations import SMOL_135M, rows, situation
+from tests.planning.situations import LLAMA_8B, SMOL_135M, rows, situation
 
 from lorawise.planning.decision import Decision
 from lorawise.planning.evidence import SOURCES
@@ -143,3 +143,14 @@ def test_a_decision_knows_whether_its_value_is_within_its_range() -> None:
     assert at("qv", "qv", "mlp")
     assert not at("regex.*", "qv", "mlp")
     assert at(7.0)
+
+
+def test_experts_can_be_adapted_and_attention_is_where_to_start(tmp_path: Path) -> None:
+    """Mixtral 8x7B by its config: 8 experts of 3 matrices a layer."""
+    experts = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000}
+    s = situation(tmp_path, config=LLAMA_8B | experts)
+    told = decide(s)["lora.target_modules"]
+    assert (told.value, set(told.range)) == ("attention", {"qv", "attention", "mlp", "all-linear"})
+    each = 8 * ((4096 + 2 * 14336) + (14336 + 4096))  # r 8: gate and up together, then down
+    attention = 8 * (2 * 8192 + 2 * 5120)
+    assert f"{32 * (attention + 8 * each):,} parameters at r 8, against {32 * attention:,}" in told.reason

@@ -99,8 +99,25 @@ def test_nf4_takes_half_a_byte_a_weight_and_its_constants() -> None:
     rounding = 5 * 512 * len(FACTS.matrices)
     kept = 2 * (FACTS.parameters - linear)
     assert abs(twice["base weights"] - linear / 2 - kept) < rounding
-    assert abs(twice["NF4 constants"] - linear * (1 / 64 + 4 / (64 * 256))) < rounding
-    assert abs({x.cause: x.bytes for x in once.by_cause}["NF4 constants"] - linear * 4 / 64) < rounding
+    assert abs(twice["quantisation constants"] - linear * (1 / 64 + 4 / (64 * 256))) < rounding
+    assert abs({x.cause: x.bytes for x in once.by_cause}["quantisation constants"] - linear * 4 / 64) < rounding
+
+
+def test_int8_takes_a_byte_a_weight_and_a_scale_a_row() -> None:
+    workload = Workload(tokens=16)
+    sizes = {
+        line.cause: line.bytes
+        for line in predict(
+            FACTS, LoraConfig(r=4), method="qlora", workload=workload, stack=Stack(packing="int8")
+        ).by_cause
+    }
+    linear = [m for m in FACTS.linear if m not in FACTS.heads]
+    packed = sum(m.weights for m in linear)
+    rounding = 2 * 512 * len(FACTS.matrices)
+    assert abs(sizes["base weights"] - packed - 2 * (FACTS.parameters - packed)) < rounding
+    assert abs(sizes["quantisation constants"] - 4 * sum(m.out_features for m in linear)) < rounding
+    with pytest.raises(ConfigError, match="int8"):
+        Stack(packing="int4")  # type: ignore[arg-type]
 
 
 def test_gradients_from_the_micro_batch_before_are_there_when_a_step_has_several() -> None:

@@ -180,6 +180,25 @@ def test_experts_are_within_three_percent(family: str, trainer: str) -> None:
     assert abs(allocated) <= 0.03
 
 
+@pytest.mark.parametrize("mode", ["speed", "frugal"])
+@pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear"])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_adapted_experts_are_within_one_percent(family: str, targets: str, mode: str) -> None:
+    """Every token's row once for each expert it is sent to, however routers spread them."""
+    architecture, own = EXPERTS[family]
+    workload = Workload(tokens=16_384, length=512)
+    case = {"config": LoraConfig(r=8, target_modules=targets), "workload": workload, "mode": mode}
+    allocated, _ = errors(family, architecture, case, **own)
+    assert abs(allocated) <= 0.01
+
+
+def test_adapted_experts_of_the_stock_stack_are_refused() -> None:
+    architecture, own = EXPERTS["mixtral"]
+    facts = facts_of(config_of("mixtral", **own), architecture)
+    with pytest.raises(ConfigError, match="target_parameters"):
+        predict(facts, LoraConfig(r=8), trainer="hf", workload=PADDED)
+
+
 def test_what_the_middle_layers_keep_is_counted_without_a_walk() -> None:
     """Twenty layers, of which the closed form walks eight."""
     full = {"method": "full", "config": None, "trainer": "hf", "workload": PADDED}

@@ -89,6 +89,8 @@ def _traced(planned: "Plan") -> "Plan":
     from lorawise.training.trace import trace
 
     load, dtype = planned.load, planned.settled.text("base.dtype")
+    if dtype == "int8":
+        raise ConfigError("a base in int8 is not traced", cure="leave --trace out: the closed form has it")
     traced = trace(
         planned.model.config,
         None if planned.method == "full" else load.config,

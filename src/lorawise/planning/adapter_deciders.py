@@ -5,7 +5,7 @@ The order is the guide's: broad targets before high rank, rank before strength.
 
 import math
 
-from lorawise.facts.targets import trainable
+from lorawise.facts.targets import module_names, trainable
 from lorawise.planning.deciders import decider
 from lorawise.planning.decision import Decision
 from lorawise.planning.situation import Settled, Situation
@@ -27,21 +27,39 @@ def targets(s: Situation, done: Settled) -> Decision:
     qv is the least memory (the original paper's choice), attention the guide's standard, all-linear its comprehensive
     setting. The rank hardly costs memory; each adapted module costs its input kept for backward, unless the product is
     computed from inputs that are kept anyway.
+
+    In a mixture of experts, attention is where to start: the experts can be adapted too (mlp, all-linear), each with
+    factors of its own, which multiplies the parameters by their number; each learns from the few tokens it is sent.
     """
     if s.model.experts:
-        return Decision(
-            name="lora.target_modules",
-            value="attention",
-            reason="the experts of this model are fused into one parameter a layer, which cannot be adapted yet",
-            range=("qv", "attention"),
-            sources=("model",),
-        )
+        return _beside_experts(s)
     return Decision(
         name="lora.target_modules",
         value="all-linear",
         reason="low rank on many modules beats high rank on few; the MLP matters most",
         range=PRESETS,
         sources=("guide", "LoRA Without Regret"),
+    )
+
+
+def _beside_experts(s: Situation) -> Decision:
+    """Of a mixture of experts: attention, since an adapter for every expert is another order of size."""
+    if module_names(s.model).fused:
+        return Decision(
+            name="lora.target_modules",
+            value="attention",
+            reason="the experts of this model are fused in a way that cannot be adapted",
+            range=("qv", "attention"),
+            sources=("model",),
+        )
+    few, many = (trainable(s.model, s.config(r=s.task.r, target_modules=name)) for name in ("attention", "all-linear"))
+    return Decision(
+        name="lora.target_modules",
+        value="attention",
+        reason=f"all-linear gives each of {s.model.num_experts} experts a layer an adapter of its own: "
+        f"{many:,} parameters at r {s.task.r}, against {few:,}",
+        range=PRESETS,
+        sources=("model", "LoRA Without Regret"),
     )
 
 

@@ -84,22 +84,17 @@ def _names(sets: Sequence[str], key: str) -> bool:
 
 
 def _method(run: RunFile, method: str | None) -> Method:
-    """qlora is a 4-bit base, and a 4-bit base is qlora: `ConfigError` where the two are told apart."""
+    """qlora is a packed base, and a packed base is qlora: `ConfigError` where the two are told apart."""
     dtype = run.base.dtype
-    if dtype == "int8":
-        raise ConfigError(
-            "base.dtype int8 is trained, but not predicted yet",
-            expected="nf4, or a plain type",
-            cure="base.dtype: nf4 takes half of its memory; bfloat16 loses nothing",
-        )
-    wrong = {"qlora": dtype != "nf4", "lora": dtype == "nf4", "full": dtype == "nf4"}
+    packed = dtype in ("nf4", "int8")
+    wrong = {"qlora": not packed, "lora": packed, "full": packed}
     if method is not None and wrong[method]:
         raise ConfigError(
             f"--method {method} with base.dtype {dtype}",
-            expected="nf4 for qlora, a plain type or auto for lora and full",
+            expected="nf4 or int8 for qlora, a plain type or auto for lora and full",
             cure="leave one of the two out",
         )
-    by_dtype: Method = "qlora" if dtype == "nf4" else "lora"
+    by_dtype: Method = "qlora" if packed else "lora"
     return next((known for known in METHODS if known == method), by_dtype)
 
 

@@ -9,8 +9,8 @@ from functools import cached_property
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
 from lorawise.lora.config import LoraConfig
-from lorawise.planning.memory import Memory, Workload, predict
-from lorawise.planning.memory.model import Mode
+from lorawise.planning.memory import Memory, Stack, Workload, predict
+from lorawise.planning.memory.model import Mode, Packing
 from lorawise.planning.situation import Method, Trainer
 
 MODES: tuple[Mode, ...] = ("speed", "balanced", "frugal")
@@ -19,7 +19,7 @@ BUSY = 1024  # tokens that keep an accelerator's multipliers busy; fewer only wh
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Load:
-    """`tokens` at once, `length` of the longest row, `slots` adapters side by side."""
+    """`tokens` at once, `length` of the longest row, `slots` adapters side by side, `packing` of a packed base."""
 
     model: ModelFacts
     config: LoraConfig
@@ -32,6 +32,7 @@ class Load:
     accumulate: bool = True
     trainer: Trainer = "lorawise"
     slots: int = 1
+    packing: Packing = "nf4"
 
     @property
     def workload(self) -> Workload:
@@ -51,6 +52,7 @@ class Load:
             trainer=self.trainer,
             slots=self.slots,
             device=self.device,
+            stack=Stack(packing=self.packing),
         )
 
     @property

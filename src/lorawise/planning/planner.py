@@ -114,6 +114,7 @@ def _load(s: Situation, done: Settled, trainer: str) -> tuple[Load, int]:
         length=longest,
         packed=s.run.train.packing,
         trainer="hf" if trainer == "hf" else "lorawise",
+        packing="int8" if done.text("base.dtype") == "int8" else "nf4",
     )
     if "train.batch_tokens" in done:
         return load, done.whole("train.batch_tokens")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
-from lorawise.facts.targets import trainable
+from lorawise.facts.targets import module_names, trainable
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.load import Load
 from lorawise.planning.memory.model import Mode
@@ -49,7 +49,7 @@ def vram_table(model: ModelFacts, device: DeviceFacts, *, length: int) -> Iterat
     told = shape == GUIDE_MODEL
     model = model.replace(dtype="bfloat16")
     for r, preset, guide in ROWS:
-        if model.experts and preset == "all-linear":
+        if module_names(model).fused and preset == "all-linear":
             continue
         config = LoraConfig(r=r, target_modules=preset)
         loads = (_load(model, device, config, method, mode, length) for method, mode in COLUMNS)

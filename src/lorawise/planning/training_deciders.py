@@ -220,7 +220,7 @@ def dtype(s: Situation, done: Settled) -> Decision:
             name="base.dtype",
             value="nf4",
             reason="QLoRA: 4-bit base, adapter in full precision; the scaling works the same",
-            range=("nf4",),
+            range=("nf4", "int8"),
             sources=("QLoRA", "guide"),
         )
     if s.device.kind == "cpu":

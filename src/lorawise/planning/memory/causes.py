@@ -18,7 +18,9 @@ def because(step: "Step") -> dict[str, str]:
     rank = "" if step.config is None else f"r {step.config.r}"
     return {
         static.WEIGHTS: _weights(step),
-        static.CONSTANTS: "one scale for each 64 weights: "
+        static.CONSTANTS: "one fp32 scale a row"
+        if step.stack.packing == "int8"
+        else "one scale for each 64 weights: "
         + ("8 bits, and fp32 for each 256 of those" if step.stack.double_quant else "fp32"),
         static.ADAPTERS: f"A and B of {len(step.ranks)} matrices at {rank} in fp32" + _slots(step),
         static.GRADIENTS: "of every parameter, in the weights' type"
@@ -47,7 +49,8 @@ def _weights(step: "Step") -> str:
     if step.method != "qlora":
         return f"{facts.parameters:,} parameters in {facts.dtype}"
     wide = {"none": facts.dtype, "norms": f"{facts.dtype}, norms in fp32", "all": "fp32"}[step.stack.upcast]
-    return f"linear layers in NF4, half a byte a weight; embedding, head and norms in {wide}"
+    packed = "NF4, half a byte" if step.stack.packing == "nf4" else "int8, a byte"
+    return f"linear layers in {packed} a weight; embedding, head and norms in {wide}"
 
 
 def _slots(step: "Step") -> str:

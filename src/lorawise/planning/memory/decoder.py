@@ -3,12 +3,13 @@
 layer   norm · q k v · (norms of q, k) · rotary · attention · output · (norm) · sum · norm · feed-forward · (norm) · sum
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorawise.facts.model import Matrix, ModelFacts
 from lorawise.planning.memory.attention import Attention, attention
+from lorawise.planning.memory.experts import ExpertPair, experts
 from lorawise.planning.memory.operations import (
     Norm,
     Numbers,
@@ -19,9 +20,9 @@ from lorawise.planning.memory.operations import (
     gated,
     gelu_in_steps,
     norm,
+    parted,
     product,
     relu,
-    resized,
     rotary,
 )
 from lorawise.planning.memory.tape import Buffer, Tape, Value
@@ -148,7 +149,7 @@ class Pass:
         fused = layer.by_role("qkv")
         if fused:
             whole = self._product(x, fused[0])
-            q, k, v = self._parted(whole, (a.heads, a.key_heads, a.key_heads))
+            q, k, v = parted(tape, whole, (a.heads, a.key_heads, a.key_heads))
             del whole
         else:
             q, k, v = (self._product(x, layer.by_role(role)[0]) for role in "qkv")
@@ -163,17 +164,6 @@ class Pass:
             out = copied(tape, out)
         return self._product(out, layer.by_role("o")[0])
 
-    def _parted(self, whole: Value, heads: Sequence[int]) -> list[Value]:
-        """q, k and v of one fused product: views, whose gradients are put together again in one buffer of its size."""
-        tape = self.tape
-        size, edge = whole.buffer.size, whole.edge
-        parts = []
-        for count in heads:
-            part = Value(_Part(whole.buffer, size * count // sum(heads)), needs=whole.needs)
-            tape.node(part.edge, lambda _: [(edge, tape.buffer(size))])
-            parts.append(part)
-        return parts
-
     def _head_norm(self, layer: Layer, x: Value, heads: int) -> Value:
         T, d = self.numbers.tokens, layer.attention.head_dim
         with self.tape.during(cause="norms"):
@@ -182,25 +172,14 @@ class Pass:
 
     def _feed_forward(self, layer: Layer, x: Value) -> Value:
         tape, mlp = self.tape, layer.by_role("mlp")
-        experts = {m.name.rpartition(".")[2]: m for m in layer.matrices if m.kind == "experts"}
-        if "gate_up_proj" in experts and "down_proj" in experts:
-            routed = self._experts(x, experts["gate_up_proj"], experts["down_proj"], layer.facts.experts_per_token)
+        fused = {m.name.rpartition(".")[2]: self.make(m) for m in layer.matrices if m.kind == "experts"}
+        if "gate_up_proj" in fused and "down_proj" in fused:
+            pair = ExpertPair(
+                first=fused["gate_up_proj"], second=fused["down_proj"], chosen=layer.facts.experts_per_token
+            )
+            routed = experts(tape, self.numbers, x, pair, gradients=self.gradients)
             return routed if not mlp else added(tape, routed, self._dense(layer, x, mlp))
         return self._dense(layer, x, mlp) if mlp else x
-
-    def _experts(self, x: Value, gate_up: Matrix, down: Matrix, chosen: int) -> Value:
-        """Each token's row once for every expert that it is sent to: T · k rows in all, however they are spread."""
-        tape, n = self.tape, replace(self.numbers, tokens=self.numbers.tokens * max(chosen, 1))
-        sent = resized(tape, x, max(chosen, 1))
-        whole = product(tape, n, sent, self.make(gate_up), gradients=self.gradients)
-        del sent
-        gate, up = self._parted(whole, (1, 1))
-        del whole
-        inner = gated(tape, gate, up)
-        del gate, up
-        out = product(tape, n, inner, self.make(down), gradients=self.gradients)
-        del inner
-        return resized(tape, out, 1 / max(chosen, 1), keep=True)
 
     def _dense(self, layer: Layer, x: Value, mlp: list[Matrix]) -> Value:
         tape = self.tape
@@ -214,7 +193,7 @@ class Pass:
             del gate, up
         elif "gate_up_proj" in named:
             whole = self._product(x, named["gate_up_proj"])
-            gate, up = self._parted(whole, (1, 1))
+            gate, up = parted(tape, whole, (1, 1))
             del whole
             inner = gated(tape, gate, up)
             down = named["down_proj"]
@@ -225,16 +204,3 @@ class Pass:
             inner = kind(tape, self._product(x, mlp[0]))
         del x
         return self._product(inner, down)
-
-
-class _Part(Buffer):
-    """A view of another buffer: it keeps that one alive and takes nothing itself."""
-
-    __slots__ = ("whole",)
-
-    def __init__(self, whole: Buffer, size: int) -> None:
-        self.whole = whole
-        super().__init__(whole.tape, size, whole.cause)
-
-    def __del__(self) -> None:
-        pass

@@ -17,6 +17,7 @@ Mode = Literal["speed", "balanced", "frugal"]
 TrainerName = Literal["lorawise", "hf"]
 OptimizerName = Literal["fused", "foreach", "paged-8bit"]
 Upcast = Literal["none", "norms", "all"]
+Packing = Literal["nf4", "int8"]
 
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 MODES: tuple[Mode, ...] = ("speed", "balanced", "frugal")
@@ -72,6 +73,7 @@ class Stack:
     """How the training stack is set up, beyond what both trainers share.
 
     optimizer     fused, foreach (a copy of every update beside), paged-8bit; ours has its own, one flat buffer
+    packing       of a packed base's linear layers: nf4, or int8 (a byte a weight, an fp32 scale a row)
     double_quant  NF4's own constants quantised again (QLoRA's choice)
     upcast        over a 4-bit base: `all` makes norms, embedding and head fp32, as PEFT's
                   `prepare_model_for_kbit_training`; `norms` the norms alone, which makes the hidden states fp32 too
@@ -82,6 +84,7 @@ class Stack:
     """
 
     optimizer: OptimizerName = "fused"
+    packing: Packing = "nf4"
     double_quant: bool = True
     upcast: Upcast = "none"
     autocast: bool = False
@@ -93,6 +96,8 @@ class Stack:
         known = ("fused", "foreach", "paged-8bit")
         if self.optimizer not in known:
             raise ConfigError(f"optimizer '{self.optimizer}' is not known", cure=nearest(self.optimizer, known))
+        if self.packing not in ("nf4", "int8"):
+            raise ConfigError(f"packing={self.packing!r}", expected="nf4 or int8")
         if self.upcast not in ("none", "norms", "all"):
             raise ConfigError(f"upcast={self.upcast!r}", expected="none, norms or all")
 

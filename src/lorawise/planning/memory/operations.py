@@ -13,11 +13,12 @@
 Each is the size of what torch's own forward and backward make, in the order they make it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from lorawise.planning.memory.tape import ROUNDING, Buffer, Edge, Gradients, Tape, Value
+from lorawise.planning.memory.tape import ROUNDING, Buffer, Edge, Gradients, Part, Tape, Value
 
 Adapter = Literal["none", "fused", "peft", "full", "copy"]
 Norm = Literal["rms", "centred", "layer"]
@@ -25,7 +26,8 @@ Norm = Literal["rms", "centred", "layer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """compute: bytes a value of the matrices' products; slots: adapters side by side."""
+    """compute: bytes a value of the matrices' products; slots: adapters side by side; unpacking: bytes a weight
+    that making a packed matrix whole takes beside it, for that time."""
 
     tokens: int
     rows: int
@@ -34,6 +36,7 @@ class Numbers:
     slots: int = 1
     autocast: bool = False
     dropout: bool = False
+    unpacking: float = 1 / 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def product(tape: Tape, n: Numbers, x: Value, p: Product, *, gradients: list[Buf
     """y = W·x with its adapter. `gradients` collects what stays: parameters' gradients of the stock trainer."""
     read = _as_computed(tape, n, x, p)
     if p.packed4:
-        tape.brief(n.compute * p.inner * p.outer, p.inner * p.outer / 16, cause="dequantised weights")
+        _unpacked(tape, n, p)
     y = Value(tape.buffer(n.tokens * p.outer * n.compute), needs=x.needs or p.adapter != "none")
     if p.adapter == "fused":
         return _ours(tape, n, x, read, y, p)
@@ -81,11 +84,21 @@ def _widened(tape: Tape, y: Value) -> Value:
     return wide
 
 
+def _unpacked(tape: Tape, n: Numbers, p: Product) -> Buffer:
+    """The whole matrix; what it was made with is gone again."""
+    size = p.inner * p.outer
+    with tape.during(cause="dequantised weights"):
+        beside = tape.buffer(n.unpacking * size)
+        whole = tape.buffer(n.compute * size)
+        del beside
+    return whole
+
+
 def _input_gradient(tape: Tape, n: Numbers, x: Edge, size: int, p: Product) -> Gradients:
     """dx in the products' type, then in x's own (`size` bytes)."""
     if not x.needs:
         return []
-    weight = tape.buffer(n.compute * p.inner * p.outer, "dequantised weights") if p.packed4 else None
+    weight = _unpacked(tape, n, p) if p.packed4 else None
     dx = tape.buffer(n.tokens * p.inner * n.compute)
     del weight
     return [(x, dx if size <= dx.size else tape.buffer(size))]
@@ -255,16 +268,28 @@ def resized(tape: Tape, x: Value, times: float, *, keep: bool = False) -> Value:
     size, edge = x.buffer.size, x.edge
     kept = x.buffer if keep else None
     if keep:
-        tape.brief(size)
+        tape.brief(size, size)
     out = Value(tape.buffer(size * times), needs=x.needs)
 
     def backward(_: Buffer, kept: object = kept) -> Gradients:
         if kept is not None:
-            tape.brief(size, size)
+            tape.brief(size, size, size)
         return [(edge, tape.buffer(size))]
 
     tape.node(out.edge, backward)
     return out
+
+
+def parted(tape: Tape, whole: Value, shares: Sequence[int]) -> list[Value]:
+    """q, k and v, or gate and up, of one fused product: views, whose gradients are put together again in one buffer of
+    its size."""
+    size, edge = whole.buffer.size, whole.edge
+    parts = []
+    for count in shares:
+        part = Value(Part(whole.buffer, size * count // sum(shares)), needs=whole.needs)
+        tape.node(part.edge, lambda _: [(edge, tape.buffer(size))])
+        parts.append(part)
+    return parts
 
 
 def relu(tape: Tape, x: Value) -> Value:

@@ -11,12 +11,18 @@ the peak lies at an end.
 from lorawise.base.errors import ConfigError
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
+from lorawise.facts.targets import selected
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.memory.allocator import replayed
 from lorawise.planning.memory.causes import because
 from lorawise.planning.memory.device import context_bytes, cublas_workspace
 from lorawise.planning.memory.model import Line, Memory, Method, Mode, Stack, TrainerName, Workload
 from lorawise.planning.memory.step import Step
+
+
+def adapts_experts(facts: ModelFacts, config: LoraConfig) -> bool:
+    """Whether some adapter is on a layer's fused experts."""
+    return bool(facts.experts) and any(matrix.kind == "experts" for matrix in selected(facts, config))
 
 
 def predict(
@@ -46,6 +52,11 @@ def predict(
         raise ConfigError(f"method {method} without a LoraConfig", cure="pass one")
     if slots < 1:
         raise ConfigError(f"slots={slots}", expected="a whole number from 1")
+    if trainer == "hf" and config is not None and method != "full" and adapts_experts(facts, config):
+        raise ConfigError(
+            "adapted experts of the stock stack (PEFT's target_parameters) are not predicted",
+            cure="lora.target_modules: attention, or our own trainer",
+        )
     name = "cuda" if device is None else device.name if device.kind == "cuda" else device.kind
     step = Step(
         facts=facts,

@@ -14,7 +14,7 @@ PAGED_FROM = 100_000  # elements from which PagedAdamW8bit keeps a tensor's mome
 
 WEIGHTS, CONSTANTS, ADAPTERS, GRADIENTS, MOMENTS = (
     "base weights",
-    "NF4 constants",
+    "quantisation constants",
     "adapters",
     "gradients",
     "optimizer moments",
@@ -39,6 +39,10 @@ def weights(tape: Tape, facts: ModelFacts, method: Method, stack: Stack) -> Iter
         if facts.tied and matrix in facts.heads:
             continue
         if is_packed(matrix, facts, method):
+            if stack.packing == "int8":
+                yield tape.buffer(matrix.weights, WEIGHTS)
+                yield tape.buffer(4 * matrix.out_features, CONSTANTS)
+                continue
             yield tape.buffer(-(-matrix.weights // 2), WEIGHTS)
             yield from _constants(tape, matrix.weights, stack)
         else:
@@ -63,9 +67,9 @@ def _constants(tape: Tape, size: int, stack: Stack) -> Iterator[Buffer]:
 
 def adapter_sizes(facts: ModelFacts, config: LoraConfig) -> dict[str, tuple[int, int]]:
     """Elements of A and of B, by matrix."""
+    ranks = {m.name: m.experts * config.rank_of(m.name) for m in selected(facts, config)}
     return {
-        m.name: (config.rank_of(m.name) * m.in_features, config.rank_of(m.name) * m.out_features)
-        for m in selected(facts, config)
+        name: (r * facts.matrix(name).in_features, r * facts.matrix(name).out_features) for name, r in ranks.items()
     }
 
 

@@ -73,6 +73,7 @@ class Step:
             slots=self.slots,
             autocast=self.stack.autocast and not self.ours,
             dropout=bool(self.stack.dropout) and not self.ours,
+            unpacking=8 if self.stack.packing == "int8" else 1 / 16,
         )
 
     @cached_property

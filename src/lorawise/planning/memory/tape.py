@@ -30,6 +30,19 @@ class Buffer:
         self.tape.events.append((self.number, -self.size))
 
 
+class Part(Buffer):
+    """A view of another buffer: it keeps that one alive and takes nothing itself."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self, whole: Buffer, size: int) -> None:
+        self.whole = whole
+        super().__init__(whole.tape, size, whole.cause)
+
+    def __del__(self) -> None:
+        pass
+
+
 class Edge:
     """Where a gradient goes: a tensor's place in the graph, which keeps no tensor alive."""
 

@@ -52,6 +52,7 @@ def cuda_kernels() -> Iterator[None]:
         assume_device("cuda"),
         mock.patch.object(F, "scaled_dot_product_attention", attention_on_cuda),
         mock.patch("transformers.utils.import_utils.is_fake_tensor", _never),
+        mock.patch.object(torch, "bincount", _spread_evenly),
     ):
         yield
 
@@ -111,6 +112,13 @@ def _plain_steps(
         query, key, value, mask, 0.0, causal, None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )[0]
     return out
+
+
+def _spread_evenly(index: Tensor, *, minlength: int) -> Tensor:
+    """How often each of `minlength` experts was chosen: tensors without values cannot say, and rows are held together
+    however they are spread."""
+    each, rest = divmod(index.numel(), minlength)
+    return torch.tensor([each + (i < rest) for i in range(minlength)])
 
 
 def _never(_: Any) -> bool:
