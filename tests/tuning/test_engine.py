@@ -1,5 +1,6 @@
 """Where packs are trained: what an engine may be called, and what it is refused with."""
 
+import socket
 import sys
 
 import pytest
@@ -33,6 +34,15 @@ def test_a_missing_ray_is_named_with_its_extra(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"lorawise\[ray\]"):
         small_study(tmp_path, tmp_path / "study", engine="ray")
     assert not (tmp_path / "study/study.json").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unheard.getsockname()[1]}")
+        with pytest.raises(UsageError, match="does not answer"):
+            small_study(tmp_path, tmp_path / "study", engine="ray")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from lorawise.tuning.pack import Pack
 
 MOST_DEATHS = 3  # of workers on one leg, or while opening the base: then the work is what kills them
 LOOPBACK = "127.0.0.1"
+PATIENCE = 5.0  # seconds
 
 
 class Worker:
@@ -233,8 +234,24 @@ def _ray() -> Any:
 def _start(ray: Any) -> None:
     """The cluster that `RAY_ADDRESS` names, or one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    else:
-        ray.init(address="local", _node_ip_address=LOOPBACK, **common)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        ray.init(address=address, _node_ip_address=LOOPBACK, include_dashboard=False, **quiet)
+        return
+    try:
+        _knock(address)
+        ray.init(**quiet)
+    except OSError as problem:
+        raise UsageError(
+            f"RAY_ADDRESS={address} does not answer: {problem}",
+            expected="host:port of a Ray cluster's head",
+            cure="start it with `ray start --head`, or unset RAY_ADDRESS: a cluster is then started here",
+        ) from problem
+
+
+def _knock(address: str) -> None:
+    """`OSError` where nobody listens; Ray itself would try for minutes. Words such as `auto` are left to Ray."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
