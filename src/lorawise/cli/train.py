@@ -39,6 +39,7 @@ def train(
     lorawise train run.yaml --set lora.scaling=4 -o runs/stronger
     lorawise train --model ./base --data rows.jsonl -o runs/first
     lorawise train -o runs/first --resume
+    torchrun --nproc-per-node 2 -m lorawise train run.yaml
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in (("model", model), ("data.train", data)) if value]
     out = out or Path("runs") / _name(run_file, data)
@@ -69,10 +70,18 @@ def _train(
 ) -> Outcome:
     from lorawise.report.console import ConsoleReader
     from lorawise.report.metrics import plain
+    from lorawise.training.following import follow
+    from lorawise.training.peers import joined
     from lorawise.training.run import train as train_run
 
     readers = () if as_json else (ConsoleReader(),)
-    result = train_run(run, out=out, resume=resume, dry_run=dry_run, findings=findings, readers=readers)
+    with joined() as peers:
+        if not peers.leads:
+            follow(peers)
+            return Outcome()
+        result = train_run(
+            run, out=out, resume=resume, dry_run=dry_run, findings=findings, readers=readers, peers=peers
+        )
     return Outcome(document=plain(result), prose="" if dry_run else _what_next(out, run))
 
 

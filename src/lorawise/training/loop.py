@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 from transformers import PreTrainedModel
 
 from lorawise.base.errors import DivergedError
 from lorawise.data.batches import BatchPlan, MicroBatch
 from lorawise.lora.adapters import Adapters
+from lorawise.models.loss import wide_dtype
 from lorawise.report.events import StepDone
 from lorawise.training.memory import memory_errors, peak_memory
 from lorawise.training.objective import Label, NextToken
 from lorawise.training.optimizer import BankAdamW, Trained
+from lorawise.training.peers import ALONE, Peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +49,14 @@ class Trainer:
     optimizer: BankAdamW
     schedules: Sequence[Callable[[int], float]]
     objective: NextToken | Label
+    peers: Peers = ALONE
 
     def step(self, k: int) -> Stepped:
         """Optimizer step k = 0, 1, …; a slot whose loss or gradient is not finite does not move."""
+        if self.peers.leads:
+            self.peers.tell(k)
         micros = self.plan.step(k)
-        losses = self.accumulate(k, micros)
+        losses = self.accumulate(k, micros, self.peers)
         factors = [schedule(k) for schedule in self.schedules]
         applied = self.optimizer.step(factors)
         return Stepped(
@@ -63,20 +68,20 @@ class Trainer:
             trained_tokens=sum(micro.trained_tokens for micro in micros),
         )
 
-    def accumulate(self, k: int, micros: Sequence[MicroBatch]) -> tuple[float, ...]:
-        """Gradients of one step onto the parameters' `grad`; returns each slot's mean loss."""
+    def accumulate(self, k: int, micros: Sequence[MicroBatch], peers: Peers = ALONE) -> tuple[float, ...]:
+        """Gradients of one step onto the parameters' `grad`, shared out among `peers`; each slot's mean loss."""
         units = sum(self.objective.units(micro) for micro in micros)
         self.adapters.bank()
         self.model.train()
-        total: Tensor | None = None
+        total = torch.zeros(self.adapters.n, dtype=wide_dtype(self.model.dtype), device=self.model.device)
         with memory_errors():
-            for j, micro in enumerate(micros):
+            for j in peers.mine(len(micros)):
                 self.adapters.draw(k, j)
-                sums = self.objective(self.model, micro, n=self.adapters.n).sums
+                sums = self.objective(self.model, micros[j], n=self.adapters.n).sums
                 (sums * (self.optimizer.loss_scales(sums) / units)).sum().backward()  # type: ignore[no-untyped-call]
-                total = sums.detach() if total is None else total + sums.detach()
+                total += sums.detach()
         self.model.train(False)
-        assert total is not None, "a step has at least one micro-batch"
+        peers.sum_([total, *self.optimizer.received()])
         return tuple((total / units).tolist())
 
 

@@ -209,6 +209,14 @@ class BankAdamW:
                 self.scales[slot], self._calm[slot] = self.scales[slot] / 2, 0
                 self.alive[slot] &= self.scales[slot] >= SMALLEST_SCALE
 
+    def received(self) -> list[Tensor]:
+        """What backward has added so far, every parameter of a kind in one flat buffer."""
+        return [group.received for group in self._groups]
+
+    def state(self) -> list[Tensor]:
+        """Values and moments, every parameter of a kind in one flat buffer; the live ones."""
+        return [buffer for group in self._groups for buffer in (group.values, group.first, group.second)]
+
     def gradients(self) -> Iterator[tuple[Trained, Tensor]]:
         """Every parameter with its gradient view (zero where nothing arrived)."""
         for group in self._groups:

@@ -34,7 +34,9 @@ from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.checkpoint import Checkpoint, newest_checkpoint, restore
 from lorawise.training.exhausted import explained
 from lorawise.training.folder import RunFolder, identity_of, require_same
+from lorawise.training.following import lead, lead_steps
 from lorawise.training.inputs import dated, read_inputs
+from lorawise.training.peers import ALONE, Peers, ending
 from lorawise.training.preflight import Seen, preflight, require_passed
 from lorawise.training.result import RunResult
 from lorawise.training.session import Session
@@ -53,16 +55,18 @@ def train(
     dry_run: bool = False,
     findings: Sequence[Finding] = (),
     readers: Sequence[Reader] = (),
+    peers: Peers = ALONE,
 ) -> RunResult:
     """Train the adapter that `run_file` describes into the folder `out`, telling every event to `readers`.
 
     resume   go on from the newest whole checkpoint in `out`; of a finished run, return what is there
     dry_run  stop after preflight; nothing is written
     findings what loading the run file found, told with the run's own
+    peers    the processes this one leads (`joined`); the others `follow`
     `UsageError` for what cannot be meant, `RunError` for what went wrong on the way, `Interrupted` after a signal.
     Readers are closed in any case.
     """
-    with contextlib.ExitStack() as stack:
+    with ending(peers), contextlib.ExitStack() as stack:
         for reader in readers:
             stack.callback(reader.close)
         run, found = (run_file, []) if isinstance(run_file, RunFile) else load_run_file(run_file)
@@ -79,6 +83,7 @@ def train(
             notes=[*findings, *found],
             readers=readers,
             stack=stack,
+            peers=peers,
         )
 
 
@@ -91,6 +96,7 @@ def _train(
     notes: Sequence[Finding],
     readers: Sequence[Reader],
     stack: contextlib.ExitStack,
+    peers: Peers,
 ) -> RunResult:
     if resume:
         stack.enter_context(folder.held())
@@ -105,7 +111,8 @@ def _train(
     inputs = read_inputs(run, files)
     if resume and checkpoint is None:
         notes.append(_from_the_start(folder))
-    prepared = prepare(run, files, inputs)
+    prepared = prepare(run, files, inputs, peers)
+    lead(prepared, peers)
     identity = identity_of(prepared.run, data=inputs.digest, base=files.digest)
     held = identity | {THREADS: str(torch.get_num_threads())}
     if checkpoint is not None:
@@ -130,6 +137,7 @@ def _train(
     everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
     for event in early:
         _tell(everyone[len(readers) :], event)
+    lead_steps(prepared.trainer.optimizer, peers)
     result = _go(prepared, folder, held, progress, everyone)
     return replace(result, findings=findings, preflight=report)
 

@@ -18,6 +18,7 @@ from lorawise.store import Provenance, save_adapter
 from lorawise.training.checkpoint import save_checkpoint
 from lorawise.training.folder import RunFolder
 from lorawise.training.loop import steps
+from lorawise.training.peers import PeerLost
 from lorawise.training.setup import Prepared
 from lorawise.training.signals import StopRequest
 from lorawise.training.state import Progress
@@ -38,7 +39,7 @@ class Session:
     def events(self) -> Iterator[Event]:
         """Until the run is over; `Interrupted` after a signal, `DivergedError` when the loss is not finite.
 
-        A step that runs out of memory changes nothing, so what the steps before it reached is saved.
+        A step that runs out of memory, or loses a process, changes nothing: what the steps before it reached is saved.
         """
         progress, train = self.progress, self.prepared.run.train
         if progress.loss_of("base") is None:
@@ -59,7 +60,7 @@ class Session:
         except DivergedError:
             yield from self._give_up("diverged")
             raise
-        except MemoryExhausted:
+        except (MemoryExhausted, PeerLost):
             self.prepared.trainer.optimizer.zero_grad()
             yield from self._give_up("failed")
             raise

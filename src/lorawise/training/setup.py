@@ -27,6 +27,7 @@ from lorawise.training.loop import Trainer, trained_parameters
 from lorawise.training.memory import choose_mode, choose_tokens, keep_activations
 from lorawise.training.objective import objective_of
 from lorawise.training.optimizer import BankAdamW, SlotSettings
+from lorawise.training.peers import ALONE, Peers
 from lorawise.training.schedule import Schedule, warmup_steps
 
 
@@ -52,7 +53,7 @@ class Prepared:
         return self.trainer.adapters
 
 
-def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
+def prepare(run: RunFile, files: ModelFiles, inputs: Inputs, peers: Peers = ALONE) -> Prepared:
     """Everything up to the first forward pass. What `run` leaves `auto` is chosen here, once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = _with_dtypes(run, files, device)
@@ -69,8 +70,8 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         keep_freed_memory()  # after the opening, whose large buffers go back
     require_known_tokens(model, max(each.highest_id for each in (inputs.train, inputs.validation) if each is not None))
     layout, findings = _layout(run, model)
-    fit = _fitted(run, files, model, inputs, packed=layout == PACKED)
-    run = _settled(run, model, inputs, fit)
+    fit = _fitted(run, files, model, inputs, packed=layout == PACKED, share=peers.world)
+    run = _settled(run, model, inputs, fit, share=peers.world)
     options = _batch_options(run, inputs, packed=layout == PACKED)
     plan = BatchPlan(inputs.train, options)
     total = run.train.steps or plan.steps_in(run.train.epochs or 1.0)
@@ -86,6 +87,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs) -> Prepared:
         optimizer=optimizer,
         schedules=(schedule,),
         objective=objective_of("SEQ_CLS" if inputs.head else "CAUSAL_LM"),
+        peers=peers,
     )
     return Prepared(
         run=run,
@@ -171,22 +173,25 @@ def _layout(run: RunFile, model: PreTrainedModel) -> tuple[str, tuple[Finding, .
     return "padded", (note,)
 
 
-def _fitted(run: RunFile, files: ModelFiles, model: PreTrainedModel, inputs: Inputs, *, packed: bool) -> Fitted | None:
+def _fitted(
+    run: RunFile, files: ModelFiles, model: PreTrainedModel, inputs: Inputs, *, packed: bool, share: int
+) -> Fitted | None:
     longest = int(inputs.train.lengths.max())
-    return fitted(run, files, model, longest=longest, step=_step_tokens(run, longest), packed=packed)
+    return fitted(run, files, model, longest=longest, step=_step_tokens(run, longest, share), packed=packed)
 
 
-def _step_tokens(run: RunFile, longest: int) -> int:
-    return run.train.batch_tokens or int(run.train.batch_size or 1) * longest
+def _step_tokens(run: RunFile, longest: int, share: int) -> int:
+    """Of one process, when a step is shared out among `share` of them."""
+    return (run.train.batch_tokens or int(run.train.batch_size or 1) * longest) // share
 
 
-def _settled(run: RunFile, model: PreTrainedModel, inputs: Inputs, fit: Fitted | None) -> RunFile:
+def _settled(run: RunFile, model: PreTrainedModel, inputs: Inputs, fit: Fitted | None, *, share: int) -> RunFile:
     """What is `auto` becomes what fits by prediction, or where there is none what a rule of thumb says."""
     train, longest = run.train, int(inputs.train.lengths.max())
     values: dict[str, object] = {}
     if train.micro_batch_tokens == "auto":
         mode = "speed" if train.memory in ("auto", "speed", "balanced") else "frugal"
-        step = _step_tokens(run, longest)
+        step = _step_tokens(run, longest, share)
         by_rule = choose_tokens(model, step=step, longest=longest, mode=mode)
         values["train.micro_batch_tokens"] = by_rule if fit is None else fit.tokens
     if train.memory == "auto":
