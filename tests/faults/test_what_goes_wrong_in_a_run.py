@@ -32,7 +32,7 @@ from lorawise.base.errors import (
     UsageError,
 )
 from lorawise.models.files import resolve_model
-from lorawise.report.events import Event, Noted, RunEnded, Saved, StepDone
+from lorawise.report.events import Event, Noted, RunEnded, RunStarted, Saved, StepDone
 from lorawise.store import load_adapter, read_provenance
 from lorawise.training import exhausted, memory
 from lorawise.training.folder import RunFolder
@@ -675,3 +675,26 @@ def test_the_command_line_shows_an_error_and_no_traceback(tmp_path, base):
     assert done.returncode == 2, done.stderr
     assert "q_prj" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_a_run_killed_before_it_had_begun_is_started_in(tmp_path, base):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".run.yaml.k3j2.partial").write_text("model: ba")
+    assert train(tiny_run(tmp_path, model=base), out=out).steps == 8
+    assert not leftovers(out)
+
+
+def test_a_run_that_another_process_made_meanwhile_is_not_written_over(tmp_path, base):
+    run, out = tiny_run(tmp_path, model=base), tmp_path / "run"
+
+    class Faster(Listener):
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, RunStarted):
+                train(run.with_values({"train.seed": 7}), out=out)
+
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(run, out=out, readers=[Faster()])
+    assert "seed: 7" in (out / "run.yaml").read_text()
+    assert (out / "report.html").is_file()

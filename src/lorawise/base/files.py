@@ -17,6 +17,7 @@ from pathlib import Path
 from lorawise.base.errors import StorageError
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # how the name of what is being written ends
 
 
 def sha256_file(path: Path) -> str:
@@ -38,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one rename."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as out:
                 out.write(text)
@@ -61,7 +62,7 @@ def atomic_folder(target: Path, *, manifest: bool = False) -> Iterator[Path]:
     """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
         try:
             yield scratch
             if manifest:
@@ -104,9 +105,12 @@ def _vouched(name: str, digests: Mapping[str, object]) -> bool:
 
 
 def sweep_partial(parent: Path) -> None:
-    """Clean what a killed process left in `parent`: unfinished scratch folders go, a folder moved aside comes back."""
-    for left in parent.glob(".*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Clean what a killed process left in `parent`: what it had not finished goes, a folder moved aside comes back."""
+    for left in parent.glob(f".*{PARTIAL}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
     for aside in parent.glob(".*.previous"):
         target = parent / aside.name.removeprefix(".").removesuffix(".previous")
         if target.exists():

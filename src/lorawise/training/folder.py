@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorawise.base.errors import ConfigError, StorageError, UsageError
-from lorawise.base.files import digest_text, storage_errors, sweep_partial, write_text
+from lorawise.base.files import PARTIAL, digest_text, storage_errors, sweep_partial, write_text
 from lorawise.base.locks import LOCK_NAME, alone_in
 from lorawise.runfile import RunFile, load_run_file
 from lorawise.runfile.write import written
@@ -45,7 +45,7 @@ class RunFolder:
             there = self.path.exists()
         if there and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", expected="a folder for the run", cure="choose another with -o")
-        if self.path.is_dir() and any(entry.name != LOCK_NAME for entry in self.path.iterdir()):
+        if self.path.is_dir() and any(not _left_by_a_kill(entry) for entry in self.path.iterdir()):
             if not self.started:
                 raise UsageError(
                     f"{self.path} holds something that is not a run", cure="choose an empty or new folder with -o"
@@ -127,6 +127,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _left_by_a_kill(entry: Path) -> bool:
+    """What a run that was killed before its run.yaml was there leaves: a folder to start in all the same."""
+    return entry.name == LOCK_NAME or (entry.name.startswith(".") and entry.name.endswith(PARTIAL))
 
 
 def _shown(run: RunFile, dotted: str) -> str:

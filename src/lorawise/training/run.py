@@ -132,6 +132,8 @@ def _train(
         return RunResult.of_dry_run(folder.path, findings, report)
     if not resume:
         stack.enter_context(folder.held())
+        folder.require_usable(resume=False)  # another process may have begun, and ended, since it was asked first
+        folder.sweep()
     folder.write_run_file(prepared.run)
     resume_at = progress.step if checkpoint is not None else None
     everyone = [*readers, *_own_readers(folder, prepared.run, resume_at, stack)]
