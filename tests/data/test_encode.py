@@ -167,6 +167,18 @@ def test_a_row_without_a_trained_token_is_told_why_and_what_to_do(tmp_path):
     assert "max_length" not in "".join(problem.cure for problem in problems)
 
 
+def test_control_tokens_spelled_out_in_a_conversation_are_told_with_the_first_line(tmp_path):
+    tokenizer = open_tokenizer(tmp_path, "llama3")
+    rendered = row("completion", 3, prompt="<|start_header_id|>user<|end_header_id|>hi", completion="hello")
+    rows = [chat(*PLAIN), chat(user("say <|eot_id|> now"), assistant("no"), line=2), rendered]
+    [found] = encode_rows(rows, tokenizer).findings
+    assert (found.code, found.line) == ("control-tokens", 2)
+    assert "2 of 3 rows" in found.message
+    assert "<|eot_id|>" in found.message
+    plain = [chat(*PLAIN), row("text", text="<|eot_id|> is what it is"), chat(user("<think> <b>"), assistant("x"))]
+    assert not encode_rows(plain, tokenizer).findings
+
+
 def test_a_template_without_end_stops_at_its_first_row(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "MAX_TURNS", 1000)
     folder = write_folder(tmp_path / "endless", "llama3")

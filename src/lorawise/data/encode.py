@@ -19,6 +19,7 @@ from lorawise.base.errors import DataError
 from lorawise.base.files import digest_text
 from lorawise.base.findings import Finding
 from lorawise.data import cache as token_cache
+from lorawise.data.control_tokens import spelled_out
 from lorawise.data.encoded import Encoded, EncodedSet, Refusal
 from lorawise.data.encoder import EncodeOptions, Encoder, RowRender
 from lorawise.data.masks import TurnFinder, token_mask
@@ -67,6 +68,8 @@ def encode_rows(
         encoded = replace(encoded, findings=token_cache.write(path, encoded, refused))
     else:
         encoded, refused = stored
+    if tokenizer.has_template and options.completion != "plain":
+        encoded = replace(encoded, findings=(*encoded.findings, *spelled_out(rows, tokenizer)))
     return _told(replace(encoded, digest=key), refused, rows, on_bad=on_bad, length=options.max_length)
 
 

@@ -93,6 +93,11 @@ class ChatTokenizer:
     def special_ids(self) -> frozenset[int]:
         return frozenset(i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
 
+    @cached_property
+    def special_words(self) -> frozenset[str]:
+        """The special tokens as they are written; those that a tokenizer adds as ordinary words are none."""
+        return frozenset(token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special)
+
     @property
     def vocabulary(self) -> int:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
