@@ -11,6 +11,7 @@ from lorawise.runfile import RunFile
 from lorawise.training.schedule import schedules, warmup_steps
 from lorawise.training.setup import lora_config, slot_settings
 from lorawise.tuning.pack import Member
+from lorawise.tuning.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class HeldThenDecayed:
         return 1.0 if k < self.held else schedules[self.name]((k - self.held) / (self.total - self.held))
 
 
-def member_of(run: RunFile, *, trial: int, rungs: Sequence[int]) -> Member:
+def member_of(run: RunFile, *, trial: int, rungs: Sequence[int], shared: Shared = ()) -> Member:
     """`run` has the setting over it; `rungs` are the steps at which it will be compared, the last one the end."""
     warmup = warmup_steps(run.train.warmup, rungs[-1])
     return Member(
@@ -41,4 +42,6 @@ def member_of(run: RunFile, *, trial: int, rungs: Sequence[int]) -> Member:
             held=rungs[-2] if len(rungs) > 1 else warmup,
             total=rungs[-1],
         ),
+        rungs=tuple(rungs),
+        shared=shared,
     )

@@ -21,6 +21,7 @@ from lorawise.training.evaluate import Scores, score
 from lorawise.training.loop import Stepped, Trainer, trained_parameters
 from lorawise.training.optimizer import BankAdamW, SlotSettings
 from lorawise.training.setup import Prepared
+from lorawise.tuning.shared import Plans, Shared
 
 WORDS = ("parameter", "exp_avg", "exp_avg_sq")
 Factor = Callable[[int], float]
@@ -28,12 +29,15 @@ Factor = Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One setting in a pack: what it adapts, how it is optimised, and its rate's factor at step k."""
+    """One setting in a pack: what it adapts, how it is optimised, its rate's factor at step k, the steps at which it
+    is compared, and what it shares with the others of its pack."""
 
     trial: int
     config: LoraConfig
     optimiser: SlotSettings
     schedule: Factor
+    rungs: tuple[int, ...] = ()
+    shared: Shared = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +53,12 @@ class SlotState:
 
 
 class Pack:
-    """A bank over the base of `prepared`. `members` are its slots, in order."""
+    """A bank over the base of `prepared`. `members` are its slots, in order; those that step share their rows."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.members: tuple[Member, ...] = ()
+        self.plans = Plans(prepared)
         eject(prepared.model)
 
     def hold(self, members: Sequence[Member], states: Mapping[int, SlotState]) -> None:
@@ -68,7 +73,11 @@ class Pack:
             scaled=prepared.run.base.computes_in == "float16",
         )
         self.trainer = replace(
-            prepared.trainer, adapters=adapters, optimizer=optimizer, schedules=tuple(m.schedule for m in members)
+            prepared.trainer,
+            adapters=adapters,
+            plan=self.plans.of(members[0].shared),
+            optimizer=optimizer,
+            schedules=tuple(m.schedule for m in members),
         )
         _restore(self.trainer, [states.get(m.trial) for m in members])
 
@@ -84,6 +93,7 @@ class Pack:
         }
 
     def step(self, k: int) -> Stepped:
+        assert len({member.shared for member in self.members}) == 1, "one pack sees one batch"
         return self.trainer.step(k)
 
     def scores(self) -> Scores:

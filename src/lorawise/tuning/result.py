@@ -25,13 +25,14 @@ from lorawise.tuning.rungs import paired_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One setting of the table. `validation_loss` is its last one, at `step`; None: it failed before it was measured,
-    or is equal to another trial, whose number `equal_to` is."""
+    """One setting of the table. `validation_loss` is its last one, at `step` of `rung`; None: it failed before it was
+    measured, or is equal to another trial, whose number `equal_to` is."""
 
     trial: int
     setting: Setting
     full: Mapping[str, Any]
     state: TrialState
+    rung: int
     step: int
     validation_loss: float | None
     tokens: int
@@ -108,6 +109,7 @@ def table(events: Sequence[Event], *, ended: bool) -> tuple[Row, ...]:
                 setting=each.setting,
                 full=each.full,
                 state=state,
+                rung=seen.rung if seen is not None else 0,
                 step=failed_at.get(each.trial, seen.step if seen is not None else 0),
                 validation_loss=seen.loss if seen is not None and known else None,
                 tokens=seen.tokens if seen is not None and each.equal_to is None else 0,
@@ -119,7 +121,7 @@ def table(events: Sequence[Event], *, ended: bool) -> tuple[Row, ...]:
 
 def _order(row: Row) -> tuple[bool, int, float, int]:
     loss = math.inf if row.validation_loss is None else row.validation_loss
-    return row.state == "failed", -row.step, loss, row.trial
+    return row.state == "failed", -row.rung, loss, row.trial
 
 
 def results_csv(rows: Sequence[Row], axes: Sequence[str]) -> str:

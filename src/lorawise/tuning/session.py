@@ -5,6 +5,7 @@ rung 1: for each pack { ask, advance, tell }    rung k: survivors in packs { adv
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from lorawise.tuning.pack import Member, Pack, SlotState
 from lorawise.tuning.report.page import write_report
 from lorawise.tuning.result import StudyResult, results_csv, sentence, table
 from lorawise.tuning.rungs import eliminations, ranking
+from lorawise.tuning.shared import Plans, Shared, rungs_within, shared_of
 from lorawise.tuning.space import Axis, run_of
 from lorawise.tuning.trackers import StudyTrackers
 
@@ -61,6 +63,7 @@ class Study:
     members: dict[int, Member] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
     engine: Engine = field(init=False)
+    plans: Plans = field(init=False)
     evaluating: float = 0.0  # seconds of this rung's measurements
 
     def run(self, asked: Mapping[str, Any], readers: Sequence[Reader], stack: contextlib.ExitStack) -> StudyResult:
@@ -69,6 +72,7 @@ class Study:
         past = up_to_rung(self.folder.events(), done)
         if not any(isinstance(event, StudyEnded) for event in past):
             pack = Pack(self.prepared)
+            self.plans = pack.plans
             self.engine = engines[self.options.engine](pack, self.options.workers)
             stack.callback(self.engine.close)
             if done == 0:
@@ -179,17 +183,21 @@ class Study:
     def _enlist(self, trial: TrialAsked) -> None:
         """Make the setting a member of packs, unless it is the same run as an earlier one."""
         if trial.equal_to is None:
-            run = run_of(self.prepared.run, trial.setting)
-            self.members[trial.trial] = member_of(run, trial=trial.trial, rungs=self.rungs)
+            run, shared = run_of(self.prepared.run, trial.setting), shared_of(trial.setting)
+            rungs = rungs_within(self.rungs, self.plans.total(shared))
+            self.members[trial.trial] = member_of(run, trial=trial.trial, rungs=rungs, shared=shared)
 
     def _survivors(self) -> tuple[int, ...]:
         ended = [event for event in self.told if isinstance(event, RungEnded)]
         return ended[-1].kept if ended else ()
 
     def _advance(self, rung: int, trials: Sequence[int]) -> Iterator[Event]:
-        """`trials`, in packs, from the last rung's step to this one's."""
-        size = min(self.slots, -(-len(trials) // self.engine.width))
-        legs = [self._leg(rung, chosen) for chosen in _parted(trials, size)] if trials else []
+        """`trials`, in packs of those that share their rows, from the last rung's step to this one's."""
+        size = max(1, min(self.slots, -(-len(trials) // self.engine.width)))
+        alike: dict[Shared, list[int]] = {}
+        for trial in trials:
+            alike.setdefault(self.members[trial].shared, []).append(trial)
+        legs = [self._leg(rung, chosen) for group in alike.values() for chosen in _parted(group, size)]
         for told in self.engine.train(legs):
             if isinstance(told, Arrived):
                 self.states |= told.states
@@ -204,10 +212,11 @@ class Study:
                 )
 
     def _leg(self, rung: int, trials: Sequence[int]) -> Leg:
+        steps = self.members[trials[0]].rungs
         return Leg(
             rung=rung,
-            first=self.rungs[rung - 2] if rung > 1 else 0,
-            last=self.rungs[rung - 1],
+            first=steps[rung - 2] if rung > 1 else 0,
+            last=steps[rung - 1],
             members=tuple(self.members[trial] for trial in trials),
             states={trial: self.states[trial] for trial in trials if trial in self.states},
             tokens=max((e.tokens for e in measured_in(self.told, rung - 1) if e.trial in trials), default=0),
@@ -243,13 +252,13 @@ class Study:
         write_text(self.folder.path / "results.csv", results_csv(rows, [axis.key for axis in self.axes]))
         best = rows[0]
         own = next((e.trial for e in asked_trials(self.told) if e.origin == "the run file"), None)
-        slot_steps = sum(len(e.trials) for e in self.told if isinstance(e, PackStepped))
+        stepped = [trial for e in self.told if isinstance(e, PackStepped) for trial in e.trials]
         assert best.validation_loss is not None, "a rung in which all diverged was refused"
         return StudyEnded(
             best=best.trial,
             loss=best.validation_loss,
             seconds=sum(e.seconds for e in self.told if isinstance(e, RungEnded)),
-            full_run_equivalents=slot_steps / self.rungs[-1],
+            full_run_equivalents=math.fsum(1 / self.members[trial].rungs[-1] for trial in stepped),
             sentence=sentence(self.told, best.trial, own),
         )
 

@@ -3,7 +3,8 @@
     lora.scaling=0.5,1,2,4        a grid: these values
     lora.scaling=0.5..8 log       a range: searched by a sampler
 
-A pack trains many settings over the same rows, so an axis is something that each slot may have for itself.
+A pack trains many settings over the same rows, so an axis is something that each slot may have for itself, or an outer
+one that a whole pack shares (`shared.py`): values then, not a range, for each takes a pack of its own.
 """
 
 import itertools
@@ -34,6 +35,8 @@ PER_SLOT = (
     "train.clip",
     "train.eps",
 )
+SHARED = ("train.batch_tokens", "train.batch_size", "train.max_length", "train.seed")
+AXES = (*PER_SLOT, *SHARED)
 MOST = 4096  # settings of one grid; more is a slip
 
 
@@ -83,8 +86,8 @@ def _parse(text: str) -> Axis:
     key, equals, given = (part.strip() for part in text.partition("="))
     if not equals or not given:
         raise ConfigError(f"--over {text!r} names no values")
-    if key not in PER_SLOT:
-        raise ConfigError(f"--over {key}: settings of one pack cannot differ in it", cure=nearest(key, PER_SLOT))
+    if key not in AXES:
+        raise ConfigError(f"--over {key}: settings of one study cannot differ in it", cure=nearest(key, AXES))
     low, dots, high = given.partition("..")
     if not dots:
         whole = read_value(f"[{given}]")
@@ -92,6 +95,8 @@ def _parse(text: str) -> Axis:
         if not values:
             raise ConfigError(f"--over {text!r} holds no value")
         return Grid(key=key, values=values)
+    if key in SHARED:
+        raise ConfigError(f"--over {text!r} is a range, and each of its values would take a pack", cure=f"{key}=a,b,c")
     high, _, word = high.strip().partition(" ")
     try:
         ends = float(low), float(high)
@@ -126,8 +131,10 @@ def _taken(key: str, value: Any, run: RunFile) -> Any:
 
 
 def _first(problem: Exception) -> str:
+    """What the run file said, without what pydantic puts round it."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[2] if len(lines) > 2 else lines[-1]
+    said = lines[2] if len(lines) > 2 else lines[-1]
+    return said.removeprefix("Value error, ").partition(" [type=")[0]
 
 
 def default_axes(run: RunFile) -> tuple[Axis, ...]:
@@ -176,4 +183,5 @@ def identity(run: RunFile) -> str:
     if linear_layers_alone and not (train.clip or train.weight_decay or config.dropout or patterned):
         config, ratio = config.replace(scaling=float(f"{config.scaling * ratio:.12g}")), 1.0
     rest = (train.learning_rate, ratio, train.weight_decay, train.warmup, train.clip, train.eps)
-    return repr((config, train.betas, rest))
+    shared = (train.batch_tokens, train.batch_size, train.max_length, train.seed)
+    return repr((config, train.betas, rest, shared))

@@ -23,6 +23,7 @@ from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.result import StudyResult
 from lorawise.tuning.rungs import ETA, rung_steps
 from lorawise.tuning.session import Study
+from lorawise.tuning.shared import Plans, every_shared
 from lorawise.tuning.space import Axis, Grid, default_axes, grid_of, parse_axes
 from lorawise.tuning.width import slots_of
 
@@ -58,6 +59,9 @@ def tune(
     prepared = prepare(run, files, inputs)
     rungs = rung_steps(prepared.total, count, eliminate=options.eliminate)
     _require_budget(options, rungs, count)
+    plans = Plans(prepared)
+    for shared in every_shared(axes):
+        plans.of(shared)  # refuses a batch that does not hold the longest row, before anything is trained
     asked = {
         "axes": [repr(axis) for axis in axes],
         "options": options.asked(),
