@@ -56,6 +56,8 @@ format: .venv/.dev
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.step --keep
+	$(BIN)/python -m benchmarks.performance
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
