@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "gptj wide": {"rotary_dim": 4, "n_inner": 80},
     "mixtral": {"num_local_experts": 4},
+    "granitemoe": {"num_local_experts": 4, "attention_bias": True},
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 24},
     "qwen3_moe": _EXPERTS,
     "qwen3_moe some": {**_EXPERTS, "decoder_sparse_step": 2, "attention_bias": True},

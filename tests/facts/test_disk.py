@@ -20,7 +20,8 @@ from lorawise.facts.known import known_config
 
 SAVED = (
     "llama", "llama biased", "qwen2 tied", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "falcon",
-    "olmo2", "cohere", "granite", "opt", "mixtral", "qwen2_moe", "qwen3_moe some", "olmoe", "gpt_oss", "deepseek_v3",
+    "olmo2", "cohere", "granite", "granitemoe", "opt", "mixtral", "qwen2_moe", "qwen3_moe some", "olmoe",
+    "gpt_oss", "deepseek_v3",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from lorawise.base.errors import AdapterError, ConfigError, ModelError, UsageErr
 from lorawise.facts import read_model, selected, trainable
 from lorawise.lora import eject, inject, target_modules, trainable_parameters
 
-EXPERTS = ("mixtral", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v2 biased", "deepseek_v3")
+EXPERTS = ("mixtral", "granitemoe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v2 biased", "deepseek_v3")
 CASE_OF = {"gemma3": "gemma3_text"}
 LLAMA_31_8B = {
     "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4_096, "intermediate_size": 14_336,

@@ -31,6 +31,10 @@ OURS = {
     "experts": {"target_modules": ("experts",)},
     "one projection": {"target_modules": ("experts.down_proj",)},
     "the other, of one layer": {"target_modules": ("gate_up_proj",), "layers": (1,)},
+    "a rank for experts": {"target_modules": r".*self_attn\.o_proj|.*\.experts", "expert_r": 2},
+    "a rank for experts and one of them, rsLoRA": {
+        "target_modules": ("experts",), "rslora": True, "expert_r": 2, "rank_pattern": {"down_proj": 4},
+    },
     "own rank": {"target_modules": ("experts",), "rank_pattern": DOWN_2},
     "own rank and alpha, rsLoRA": {
         "target_modules": ("experts",), "rslora": True, "rank_pattern": DOWN_2, "alpha_pattern": {"gate_up_proj": 5.0},

@@ -112,3 +112,16 @@ def test_the_inits_that_may_be_named_are_those_registered() -> None:
 
 def test_a_setting_prints_r_alpha_and_scaling() -> None:
     assert str(LoraConfig(r=16, scaling=2.0)) == "r=16 alpha=32 scaling=2"
+
+
+def test_a_rank_of_experts_keeps_their_scaling_and_means_nobody_else() -> None:
+    config = LoraConfig(r=16, scaling=2.0, expert_r=4)
+    assert (config.rank_of("model.layers.0.mlp.experts.down_proj"), config.rank_of("mlp.down_proj")) == (4, 16)
+    assert config.scaling_of("model.layers.0.mlp.experts.gate_up_proj") == 2.0
+    assert config.alpha_of("model.layers.0.mlp.experts.gate_up_proj") == 8.0
+    rooted = config.replace(rslora=True, rank_pattern={"down_proj": 9})
+    assert rooted.scaling_of("a.experts.gate_up_proj") == pytest.approx(2.0)
+    assert rooted.rank_of("a.experts.down_proj") == 9
+    assert config.replace(r=8, scaling=0.5).alpha_of("a.experts.down_proj") == 2.0
+    with pytest.raises(ConfigError, match="expert_r=0"):
+        LoraConfig(expert_r=0)

@@ -123,7 +123,7 @@ def test_the_precision_is_what_the_device_multiplies(tmp_path: Path) -> None:
     assert decide(situation(tmp_path, method="qlora")).text("base.dtype") == "nf4"
 
 
-def test_fused_experts_are_left_out_of_the_targets(tmp_path: Path) -> None:
+def test_fused_experts_are_meant_with_a_rank_by_their_share_of_the_tokens(tmp_path: Path) -> None:
     mixtral = SMOL_135M | {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
@@ -131,7 +131,11 @@ def test_fused_experts_are_left_out_of_the_targets(tmp_path: Path) -> None:
         "num_experts_per_tok": 2,
         "tie_word_embeddings": False,
     }
-    assert decide(situation(tmp_path, config=mixtral)).text("lora.target_modules") == "attention"
+    done = decide(situation(tmp_path, "lora.target_modules=all-linear", config=mixtral))
+    assert done.whole("lora.expert_r") == round(done.whole("lora.r") * 0.5**0.5)
+    assert "2 of 4 tokens" in done["lora.expert_r"].reason
+    alone = decide(situation(tmp_path, config=mixtral))
+    assert "lora.expert_r" not in alone
 
 
 def test_a_decision_knows_whether_its_value_is_within_its_range() -> None:
@@ -151,6 +155,6 @@ def test_experts_can_be_adapted_and_attention_is_where_to_start(tmp_path: Path) 
     s = situation(tmp_path, config=LLAMA_8B | experts)
     told = decide(s)["lora.target_modules"]
     assert (told.value, set(told.range)) == ("attention", {"qv", "attention", "mlp", "all-linear"})
-    each = 8 * ((4096 + 2 * 14336) + (14336 + 4096))  # r 8: gate and up together, then down
+    each = 4 * ((4096 + 2 * 14336) + (14336 + 4096))  # r 4 = 8·√(2/8): gate and up together, then down
     attention = 8 * (2 * 8192 + 2 * 5120)
-    assert f"{32 * (attention + 8 * each):,} parameters at r 8, against {32 * attention:,}" in told.reason
+    assert f"{32 * (attention + 8 * each):,} parameters at r 8 (experts 4), against {32 * attention:,}" in told.reason

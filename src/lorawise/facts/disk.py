@@ -3,6 +3,7 @@
     in memory                                  on disk
     transformer.h.0.attn.c_attn                also without the model's prefix: h.0.attn.c_attn
     model.layers.0.mlp.experts.gate_up_proj    mixtral: ….block_sparse_moe.experts.E.w1 and .w3, for every expert E
+                                               granitemoe: ….input_linear.weight, for all experts
                                                others: ….mlp.experts.E.gate_proj and .up_proj
     lm_head of gpt_neox                        embed_out
     a tied lm_head                             nothing
@@ -18,7 +19,15 @@ from lorawise.base.findings import Finding
 from lorawise.facts.layout import Layout
 from lorawise.facts.model import Matrix
 
-_RENAMED = {"mixtral": (".mlp.", ".block_sparse_moe."), "gpt_neox": ("lm_head.", "embed_out.")}
+_RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
+    "mixtral": ((".mlp.", ".block_sparse_moe."),),
+    "granitemoe": (
+        (".experts.gate_up_proj", ".input_linear.weight"),
+        (".experts.down_proj", ".output_linear.weight"),
+        (".router.weight", ".router.layer.weight"),
+    ),
+    "gpt_neox": (("lm_head.", "embed_out."),),
+}
 _EXPERTS = {
     "mixtral": {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)},
     "experts": {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)},
@@ -126,9 +135,10 @@ def _find(name: str, shape: tuple[int, ...], layout: Layout, stored: Mapping[str
 
 def _spellings(name: str, layout: Layout) -> Iterator[str]:
     prefix = layout.matrices[0].name.partition(".")[0] + "."
-    old, new = _RENAMED.get(layout.family.disk, ("", ""))
-    names = [name, name.replace(old, new)] if old and old in name else [name]
-    for each in names:
+    renamed = name
+    for old, new in _RENAMED.get(layout.family.disk, ()):
+        renamed = renamed.replace(old, new)
+    for each in dict.fromkeys((name, renamed)):
         yield each
         yield each.removeprefix(prefix)
         yield prefix + each

@@ -120,6 +120,24 @@ def olmoe(d: Dimensions, c: Config) -> Iterator[Part]:
 
 
 @family(
+    "granitemoe",
+    "GraniteMoeForCausalLM",
+    defaults={"attention_bias": False, "num_local_experts": 8, "num_experts_per_tok": 2},
+    disk="granitemoe",
+)
+def granitemoe(d: Dimensions, c: Config) -> Iterator[Part]:
+    experts = c.need("num_local_experts", "num_experts")
+
+    def layer(at: str) -> Iterator[Part]:
+        yield from split_attention(f"{at}.self_attn", d, bias=c.flag("attention_bias"))
+        yield router(f"{at}.block_sparse_moe.router", experts, d)
+        yield from fused_experts(f"{at}.block_sparse_moe.experts", experts, d.hidden, d.intermediate)
+        yield from norms(at, AROUND, d.hidden)
+
+    return decoder(d, layer)
+
+
+@family(
     "gpt_oss",
     "GptOssForCausalLM",
     defaults={

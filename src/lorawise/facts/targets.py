@@ -9,8 +9,8 @@ The meaning of a setting is `lora/selection.py`, the same that real models are a
 from collections.abc import Iterator
 
 from lorawise.facts.model import Matrix, ModelFacts
-from lorawise.lora.config import LoraConfig
-from lorawise.lora.selection import EXPERT_PARAMETERS, ModuleNames, called_within, selected_names
+from lorawise.lora.config import EXPERT_PARAMETERS, LoraConfig
+from lorawise.lora.selection import ModuleNames, called_within, selected_names
 
 
 def selected(facts: ModelFacts, config: LoraConfig) -> tuple[Matrix, ...]:

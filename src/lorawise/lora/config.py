@@ -21,6 +21,7 @@ INIT_NAMES = ("kaiming", "gaussian")  # what `inits.INITS` holds, known here wit
 
 PRESETS = ("qv", "attention", "mlp", "all-linear")  # of target_modules; `lora.targets` says what each selects
 
+EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")  # of fused experts that can be adapted
 MAX_RANK = 65_536  # far beyond any layer's width: a larger r in a file is a mistake or an attack
 FLOAT32 = (1.2e-38, 3.4e38)  # what s·B is computed in holds no smaller and no larger numbers
 DEFAULT_SCALING = 2.0  # the guide's community default, r 8 with alpha 16
@@ -36,6 +37,7 @@ class LoraConfig:
                     name, or several names, each matched as PEFT does: the whole name or its last components
     exclude_modules names or one regex, taken away from the targets
     layers          indices of the decoder layers to adapt; None means all
+    expert_r        rank of each fused expert, at the same scaling; None means r
     rank_pattern, alpha_pattern   regex on the module name → its own r or alpha (PEFT's meaning: a rank alone keeps
                     alpha, so that module's scaling is alpha / its own r)
     modules_to_save modules trained in full and saved with the adapter
@@ -53,6 +55,7 @@ class LoraConfig:
     layers: tuple[int, ...] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    expert_r: int | None = None
     modules_to_save: tuple[str, ...] = ()
     bias: Bias = "none"
     init: str = "kaiming"
@@ -88,6 +91,8 @@ class LoraConfig:
     def _wrong_numbers(self) -> Iterator[str]:
         if not _is_rank(self.r):
             yield f"r={self.r!r} is not a whole number from 1 to {MAX_RANK}"
+        if self.expert_r is not None and not _is_rank(self.expert_r):
+            yield f"expert_r={self.expert_r!r} is not a whole number from 1 to {MAX_RANK}"
         for name in ("scaling", "alpha"):
             value = getattr(self, name)
             if value is not None and not _is_positive(value):
@@ -142,11 +147,16 @@ class LoraConfig:
         return type(self)(**(values | changes))
 
     def rank_of(self, module: str) -> int:
-        """The rank of one module: its own from `rank_pattern`, else r."""
-        return _pattern_value(self.rank_pattern, module, self.r)
+        """The rank of one module: its own from `rank_pattern`, of fused experts `expert_r`, else r."""
+        own = self.expert_r if self.expert_r is not None and is_expert_parameter(module) else self.r
+        return _pattern_value(self.rank_pattern, module, own)
 
     def alpha_of(self, module: str) -> float:
-        return _pattern_value(self.alpha_pattern, module, self.alpha)
+        """Its own from `alpha_pattern`; of experts with a rank of their own what keeps the scaling; else alpha."""
+        own = self.alpha
+        if self.expert_r is not None and is_expert_parameter(module):
+            own = self.scaling * (math.sqrt(self.expert_r) if self.rslora else self.expert_r)
+        return _pattern_value(self.alpha_pattern, module, own)
 
     def scaling_of(self, module: str) -> float:
         """scaling of one module, from its own rank and alpha."""
@@ -158,6 +168,11 @@ class LoraConfig:
     def __str__(self) -> str:
         rs = " (rsLoRA)" if self.rslora else ""
         return f"r={self.r} alpha={self.alpha:g} scaling={self.scaling:g}{rs}"
+
+
+def is_expert_parameter(module: str) -> bool:
+    """Whether this is the name of a parameter of fused experts, as transformers calls them."""
+    return module.endswith(tuple(f"experts.{key}" for key in EXPERT_PARAMETERS))
 
 
 def _pattern_value(pattern: Mapping[str, V], module: str, default: V) -> V:

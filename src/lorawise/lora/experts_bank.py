@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lorawise.base.errors import AdapterError
 from lorawise.lora.bank import BankLayer
+from lorawise.lora.config import EXPERT_PARAMETERS
 from lorawise.lora.experts import ExpertUpdate, adapted_experts
 from lorawise.lora.full_modules import FullLayer
 from lorawise.lora.routing import Routing
-from lorawise.lora.selection import EXPERT_PARAMETERS
 from lorawise.lora.wrapping import unwrapped
 
 GATE_UP, DOWN = EXPERT_PARAMETERS  # the bank of the first is inside that of the second

@@ -26,7 +26,6 @@ from lorawise.base.patterns import full_match
 from lorawise.base.roles import ATTENTION_ROLES, role_of
 from lorawise.lora.config import PRESETS, LoraConfig
 
-EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")  # of fused experts that can be adapted
 _ROLES = {"qv": frozenset({"q", "v", "qkv"}), "attention": ATTENTION_ROLES, "mlp": frozenset({"mlp"})}
 
 

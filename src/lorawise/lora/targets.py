@@ -10,9 +10,9 @@ from torch import nn
 
 from lorawise.base.roles import role_of
 from lorawise.lora.bank import BankLayer, Conv1DBank, EmbeddingBank, LinearBank
-from lorawise.lora.config import LoraConfig
+from lorawise.lora.config import EXPERT_PARAMETERS, LoraConfig
 from lorawise.lora.experts_bank import ExpertsBank, adaptable_experts
-from lorawise.lora.selection import EXPERT_PARAMETERS, ModuleNames, selected_names
+from lorawise.lora.selection import ModuleNames, selected_names
 from lorawise.lora.wrapping import base_modules, unwrapped
 
 _CLASSIFIERS = ("score", "classifier")

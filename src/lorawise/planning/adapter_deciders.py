@@ -5,7 +5,8 @@ The order is the guide's: broad targets before high rank, rank before strength.
 
 import math
 
-from lorawise.facts.targets import module_names, trainable
+from lorawise.facts.model import ModelFacts
+from lorawise.facts.targets import module_names, selected, trainable
 from lorawise.planning.deciders import decider
 from lorawise.planning.decision import Decision
 from lorawise.planning.situation import Settled, Situation
@@ -52,12 +53,16 @@ def _beside_experts(s: Situation) -> Decision:
             range=("qv", "attention"),
             sources=("model",),
         )
-    few, many = (trainable(s.model, s.config(r=s.task.r, target_modules=name)) for name in ("attention", "all-linear"))
+    r, expert_r = s.task.r, chosen_expert_rank(s, s.task.r)
+    few, many = (
+        trainable(s.model, s.config(r=r, expert_r=expert_r, target_modules=name))
+        for name in ("attention", "all-linear")
+    )
     return Decision(
         name="lora.target_modules",
         value="attention",
         reason=f"all-linear gives each of {s.model.num_experts} experts a layer an adapter of its own: "
-        f"{many:,} parameters at r {s.task.r}, against {few:,}",
+        f"{many:,} parameters at r {r} (experts {expert_r}), against {few:,}",
         range=PRESETS,
         sources=("model", "LoRA Without Regret"),
     )
@@ -109,7 +114,43 @@ def parameters_needed(s: Situation) -> float:
 
 def adapter_parameters(s: Situation, done: Settled, r: int) -> int:
     """What an adapter of rank r would train."""
-    return trainable(s.model, s.config(r=r, target_modules=chosen_targets(s, done)))
+    return trainable(s.model, s.config(r=r, expert_r=chosen_expert_rank(s, r), target_modules=chosen_targets(s, done)))
+
+
+@decider("lora.expert_r")
+def expert_rank(s: Situation, done: Settled) -> Decision | None:
+    """The rank of each fused expert, where the targets mean experts.
+
+    A router sends a token to k of E experts, so each sees about k/E of the tokens and needs to hold that much less; and
+    E adapters of the full rank would be most of the parameters there are to train. The plan takes r · √(k/E): between
+    r itself (every expert as large as a dense layer's adapter) and r · k/E (as many parameters as the tokens of an
+    expert are worth). LoRA Without Regret takes r / k, so that a token meets rank r in all. The scaling stays that of
+    the other layers.
+    """
+    chosen = selected(s.model, s.config(r=done.whole("lora.r"), target_modules=chosen_targets(s, done)))
+    if not any(matrix.kind == "experts" for matrix in chosen):
+        return None
+    k, count, r = s.model.experts_per_token, s.model.num_experts, done.whole("lora.r")
+    return Decision(
+        name="lora.expert_r",
+        value=expert_rank_for(s.model, r),
+        reason=f"an expert sees about {k} of {count} tokens: {r} · √({k}/{count})",
+        range=(1, r),
+        sources=("model", "LoRA Without Regret"),
+    )
+
+
+def expert_rank_for(model: ModelFacts, r: int) -> int:
+    """r · √(active share), at least 1; r where the share is not known."""
+    if not model.num_experts or not model.experts_per_token:
+        return r
+    return max(1, round(r * math.sqrt(model.experts_per_token / model.num_experts)))
+
+
+def chosen_expert_rank(s: Situation, r: int) -> int | None:
+    """The user's own rank for experts, else the advised one beside rank r; None in a model without experts."""
+    asked = s.asked("lora.expert_r")
+    return int(str(asked)) if asked is not None else expert_rank_for(s.model, r) if s.model.experts else None
 
 
 def chosen_targets(s: Situation, done: Settled) -> object:

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 
 from lorawise.base.findings import Finding, Level
 from lorawise.facts.targets import selected
-from lorawise.planning.adapter_deciders import DIMINISHING, adapter_parameters, chosen_targets, parameters_needed
+from lorawise.planning.adapter_deciders import (
+    DIMINISHING,
+    adapter_parameters,
+    chosen_expert_rank,
+    chosen_targets,
+    parameters_needed,
+)
 from lorawise.planning.rate import GUIDE_UNSTABLE
 from lorawise.planning.situation import Settled, Situation
 from lorawise.planning.training_deciders import FEWEST_STEPS, total_steps
@@ -55,7 +61,8 @@ def rank_beyond_width(s: Situation, done: Settled) -> Iterator[Finding]:
     """B·A has no more rank than its matrix has rows or columns: what is above only takes memory."""
     if s.method == "full":
         return
-    config = s.config(r=done.whole("lora.r"), target_modules=chosen_targets(s, done))
+    r = done.whole("lora.r")
+    config = s.config(r=r, expert_r=chosen_expert_rank(s, r), target_modules=chosen_targets(s, done))
     over = [m for m in selected(s.model, config) if config.rank_of(m.name) > min(m.in_features, m.out_features)]
     if over:
         narrow = min(over, key=lambda m: min(m.in_features, m.out_features))

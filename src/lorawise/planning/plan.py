@@ -11,7 +11,8 @@ from functools import cached_property
 from lorawise.base.errors import ConfigError
 from lorawise.base.findings import Finding
 from lorawise.facts.device import DeviceFacts, devices
-from lorawise.facts.model import ModelFacts
+from lorawise.facts.model import Matrix, ModelFacts
+from lorawise.facts.targets import selected
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.concessions import Concession
 from lorawise.planning.dataset import DataFacts
@@ -19,6 +20,7 @@ from lorawise.planning.decision import Decision
 from lorawise.planning.largest import Largest, largest, smallest_device
 from lorawise.planning.load import Load
 from lorawise.planning.memory import Memory
+from lorawise.planning.memory.static import adapter_sizes
 from lorawise.planning.pace import Forecast, Pace, Work
 from lorawise.planning.rate import strength, strength_in_words
 from lorawise.planning.situation import Method, Settled, Situation
@@ -101,8 +103,17 @@ class Plan:
 
     @property
     def serving_cost(self) -> float:
-        """Work a token that an unmerged adapter adds to the base's; merged it adds none."""
-        return self.trainable / Work(model=self.model, trainable=self.trainable, length=1).met
+        """Work a token that an unmerged adapter adds to the base's; merged it adds none. Of experts a token meets those
+        that it is routed to."""
+        model, idle = self.model, 0.0
+        if self.method != "full" and model.num_experts:
+            away = 1 - model.experts_per_token / model.num_experts
+            idle = away * sum(sum(adapter_sizes(model, self.config)[m.name]) for m in self._adapted_experts)
+        return (self.trainable - idle) / Work(model=model, trainable=self.trainable, length=1).met
+
+    @property
+    def _adapted_experts(self) -> tuple[Matrix, ...]:
+        return tuple(m for m in selected(self.model, self.config) if m.kind == "experts")
 
     @cached_property
     def largest(self) -> Largest:

@@ -100,6 +100,7 @@ def _load(s: Situation, done: Settled, trainer: str) -> tuple[Load, int]:
     """The load before it is made to fit, and the tokens of an optimizer step."""
     config = s.config(
         r=done.whole("lora.r"),
+        expert_r=done.whole("lora.expert_r") if "lora.expert_r" in done else None,
         scaling=done.real("lora.scaling"),
         dropout=done.real("lora.dropout"),
         target_modules=chosen_targets(s, done),
@@ -180,6 +181,14 @@ def _not_trainable(s: Situation) -> Iterator[Finding]:
             level="note",
             message="full fine-tuning is planned and compared, not trained",
             cure="--method lora writes a run file",
+        )
+    elif s.method == "qlora" and s.model.experts:
+        yield Finding(
+            code="plan-experts-not-quantised",
+            level="warning",
+            message=f"bitsandbytes leaves the fused experts of {s.model.architecture} in 16 bits; lorawise does not "
+            "train on such a base",
+            cure="--method lora: base.dtype bfloat16",
         )
     elif not is_built("base.dtype", s.run.base.dtype):
         yield Finding(

@@ -11,6 +11,7 @@ from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
 from lorawise.facts.targets import module_names, trainable
 from lorawise.lora.config import LoraConfig
+from lorawise.planning.adapter_deciders import expert_rank_for
 from lorawise.planning.load import Load
 from lorawise.planning.memory.model import Mode
 from lorawise.planning.situation import Method
@@ -51,7 +52,7 @@ def vram_table(model: ModelFacts, device: DeviceFacts, *, length: int) -> Iterat
     for r, preset, guide in ROWS:
         if module_names(model).fused and preset == "all-linear":
             continue
-        config = LoraConfig(r=r, target_modules=preset)
+        config = LoraConfig(r=r, target_modules=preset, expert_r=expert_rank_for(model, r) if model.experts else None)
         loads = (_load(model, device, config, method, mode, length) for method, mode in COLUMNS)
         yield TableRow(
             name=f"r={r} {preset}",

@@ -163,6 +163,9 @@ class LoraSettings(_Settings):
     alpha_pattern: Annotated[dict[str, float], kind(kinds.patterns(kinds.real(above=0.0)))] = Field(
         default_factory=dict, description="module pattern → its own alpha"
     )
+    expert_r: Annotated[int | None, kind(kinds.optional(kinds.whole(1)))] = Field(
+        None, description="rank of each fused expert, at the same scaling; null: r"
+    )
     modules_to_save: Names = Field((), description="trained in full and saved with the adapter")
     bias: Annotated[Literal["none", "all", "lora_only"], kind(word("none", "all", "lora_only"))] = Field(
         "none", description="none | all | lora_only"

@@ -44,6 +44,7 @@ def _setting(weights: StoredAdapter) -> str:
         ("dropout", f"{config.dropout:g}"),
         ("adapted modules", f"{len(weights.layers)}: {', '.join(_kinds_of_name(weights))}"),
         ("experts", _experts(weights)),
+        ("rank of an expert", "" if config.expert_r is None else str(config.expert_r)),
         ("own rank", ", ".join(f"{k} → {v}" for k, v in config.rank_pattern.items())),
         ("own alpha", ", ".join(f"{k} → {v:g}" for k, v in config.alpha_pattern.items())),
         ("trained in full", ", ".join(config.modules_to_save)),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lorawise.base.errors import AdapterError
 from lorawise.base.patterns import full_match
 from lorawise.base.tensors import StoredTensor
-from lorawise.lora.selection import EXPERT_PARAMETERS
+from lorawise.lora.config import EXPERT_PARAMETERS
 
 Pair = tuple[StoredTensor, StoredTensor]
 GATE_UP, DOWN = EXPERT_PARAMETERS

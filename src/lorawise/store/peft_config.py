@@ -14,8 +14,7 @@ from typing import Any
 
 from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.base.patterns import full_match
-from lorawise.lora.config import PRESETS, LoraConfig, pattern_matches
-from lorawise.lora.selection import EXPERT_PARAMETERS
+from lorawise.lora.config import EXPERT_PARAMETERS, PRESETS, LoraConfig, pattern_matches
 from lorawise.lora.weights import StoredAdapter, Task
 
 WRITTEN_FOR = "0.21.2"  # the PEFT release whose fields we write
@@ -122,8 +121,10 @@ def to_peft(weights: StoredAdapter, *, base: str, modules: Iterable[str] = ()) -
         "target_modules": _targets([name for name in names if name not in experts], modules),
         "target_parameters": _targets(experts, _parameters(modules)) or None,
         "exclude_modules": None,
-        "rank_pattern": _in_any_order(config.rank_pattern, LoraConfig.rank_of, names, config, ordered),
-        "alpha_pattern": _in_any_order(config.alpha_pattern, LoraConfig.alpha_of, names, config, ordered),
+        "rank_pattern": _experts_own(config.expert_r, LoraConfig.rank_of, experts, config)
+        | _in_any_order(config.rank_pattern, LoraConfig.rank_of, names, config, ordered),
+        "alpha_pattern": _experts_own(config.expert_r, LoraConfig.alpha_of, experts, config)
+        | _in_any_order(config.alpha_pattern, LoraConfig.alpha_of, names, config, ordered),
         "modules_to_save": _saved_modules(weights) or None,
         "bias": config.bias,
         "fan_in_fan_out": "conv1d" in weights.kinds.values(),
@@ -265,6 +266,18 @@ def _suffixes(name: str) -> list[str]:
     """q_proj, self_attn.q_proj, 0.self_attn.q_proj, …"""
     parts = name.split(".")
     return [".".join(parts[-k:]) for k in range(1, len(parts) + 1)]
+
+
+def _experts_own(
+    rank: int | None, value_of: Callable[[LoraConfig, str], float], experts: Sequence[str], config: LoraConfig
+) -> dict[str, Any]:
+    """What fused experts have of their own as a pattern: the number that all have, else one for each parameter."""
+    if rank is None or not experts:
+        return {}
+    values = {name: _plain(value_of(config, name)) for name in experts}
+    if len(set(values.values())) == 1:
+        return {r"experts\.\w+": next(iter(values.values()))}
+    return {name.replace(".", r"\."): value for name, value in values.items()}
 
 
 def _in_any_order(

@@ -187,6 +187,8 @@ def _fits(name: str, value: object) -> bool:
             return _is_names(value)
         case "layers":
             return value is None or isinstance(value, tuple)
+        case "expert_r":
+            return value is None or isinstance(value, int)
         case "rank_pattern" | "alpha_pattern":
             return isinstance(value, dict)
         case "rslora":

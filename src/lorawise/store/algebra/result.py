@@ -134,6 +134,7 @@ def config_with_ranks(config: LoraConfig, ranks: Mapping[str, int], scaling: flo
     own = {_key(module, ranks): rank for module, rank in ranks.items() if rank != r}
     return config.replace(
         r=r,
+        expert_r=None,
         rslora=False,
         scaling=scaling,
         rank_pattern=own,
