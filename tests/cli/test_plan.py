@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
+from tests.facts.test_sources import llama_gguf
 from tests.planning.situations import LLAMA_8B, model_folder
 from tests.workbench import rows_of, tiny_folder, write_rows
 
 from lorawise.base.files import digest_text
 from lorawise.cli.app import run
+from lorawise.runfile import load_run_file
 
 Capture = pytest.CaptureFixture[str]
 KEYS = {"lora", "train", "parameters", "memory", "fits", "decisions", "concessions"}
@@ -103,6 +106,19 @@ def test_what_does_not_fit_exits_one_and_says_what_would(home: Path, capsys: Cap
     assert told["fits"] is False
     assert told["smallest_device"]
     assert [each["name"] for each in told["concessions"]][:2] == ["packing budget", "checkpointing"]
+    assert run(["plan", "meta-llama/Llama-3.3-70B-Instruct", "--device", "8GiB"]) == 1
+    assert "none of this makes it fit 8GiB" in capsys.readouterr().out
+
+
+def test_a_gguf_file_is_planned_and_its_run_file_names_it(home: Path, capsys: Capture) -> None:
+    llama_gguf(home / "small.gguf", kind=GGMLQuantizationType.Q8_0)
+    asked = ["plan", "small.gguf", "rows.jsonl", "--device", "rtx-4090", "-o", "run.yaml", "--json"]
+    assert run(asked) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["base"]["dtype"], told["fits"]) == ("bfloat16", True)
+    assert told["data"]["measured_by"] == "bytes"
+    written, findings = load_run_file(home / "run.yaml")
+    assert (Path(written.model).name, findings) == ("small.gguf", [])
 
 
 def test_the_run_file_it_writes_is_trained(home: Path, capsys: Capture) -> None:
@@ -157,7 +173,7 @@ def test_a_trace_takes_the_place_of_the_prediction_and_agrees(home: Path, capsys
     [
         (["lama"], "lama"),
         (["./nowhere"], "no model"),
-        (["nobody/no-such-model"], "no-such-model"),
+        (["nobody/no-such-model"], "config.json is not in this machine's cache"),
         (["missing.yaml"], "there is no run file"),
         (["llama", "missing.jsonl"], "does not exist"),
         (["llama", "--device", "rtx-409"], "rtx-4090"),

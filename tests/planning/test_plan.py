@@ -10,6 +10,8 @@ import lorawise
 from lorawise.base.errors import ConfigError
 from lorawise.facts.device import find_device
 from lorawise.facts.read import read_model
+from lorawise.facts.targets import trainable
+from lorawise.lora.config import LoraConfig
 from lorawise.planning.document import document
 from lorawise.planning.explain import PAGES
 from lorawise.planning.table import COLUMNS, vram_table
@@ -71,6 +73,15 @@ def test_labels_make_it_a_classification(base: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "labels.jsonl", labelled_rows(200))
     plan = lorawise.plan(base, path, device="h100")
     assert (plan.task.name, plan.config.r) == ("classification", 4)
+    data = plan.data
+    assert data is not None
+    assert plan.trainable == trainable(read_model(base), LoraConfig(r=4)) + data.labels * 4096
+    assert plan.config.modules_to_save == ("score",)
+    assert plan.run.lora.modules_to_save == ()  # the run adds its head itself
+    causes = {line.cause: line.bytes for line in plan.memory.by_cause}
+    assert causes.get("logits and loss", 0) < 2**20
+    told = lorawise.plan(base, path, device="h100", sets=("data.labels_as=text",))
+    assert told.config.modules_to_save == ()
 
 
 def test_methods_are_compared(base: Path) -> None:

@@ -89,8 +89,9 @@ def _traced(planned: "Plan") -> "Plan":
     from lorawise.training.trace import trace
 
     load, dtype = planned.load, planned.settled.text("base.dtype")
-    if dtype == "int8":
-        raise ConfigError("a base in int8 is not traced", cure="leave --trace out: the closed form has it")
+    untraced = "a base in int8" if dtype == "int8" else "a classifier" if load.model.is_classifier else ""
+    if untraced:
+        raise ConfigError(f"{untraced} is not traced", cure="leave --trace out: the closed form has it")
     traced = trace(
         planned.model.config,
         None if planned.method == "full" else load.config,

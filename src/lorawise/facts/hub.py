@@ -26,17 +26,22 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def cached_snapshot(name: str) -> Path | None:
     """The newest snapshot of a hub id that this machine's cache holds a config.json of."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     if not _ID.fullmatch(name):
         return None
-    folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    folder = cache_folder(name)
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     snapshot = folder / "snapshots" / Path(commit).name
     return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def cache_folder(name: str) -> Path:
+    """Where the hub's cache keeps a model, whether it is there or not."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def hub_headers(name: str) -> tuple[dict[str, Any], Mapping[str, Stored]]:
@@ -80,7 +85,8 @@ def _require_connection(name: str) -> None:
 def _unreachable(name: str, why: str) -> ModelError:
     near = nearest_known(name)
     return ModelError(
-        f"the model hub cannot be reached for {name} ({why}), and no copy of it is in this machine's cache",
+        f"the model hub cannot be reached for {name} ({why}), and its config.json is not in this machine's cache "
+        f"({cache_folder(name)})",
         expected="the hub, a cached snapshot (HF_HOME), or a well-known id such as meta-llama/Llama-3.1-8B",
         cure="check the network, or give a folder that holds its config.json"
         + (f"; '{near}' is known without the hub" if near else ""),

@@ -22,6 +22,8 @@ from lorawise.base.findings import Finding
 from lorawise.base.roles import Role, role_of
 from lorawise.lora.selection import layer_index
 
+CLASSIFIER = "score"  # transformers' name for the head of a sequence classifier
+
 Kind = Literal["linear", "conv1d", "embedding", "experts"]
 
 
@@ -147,7 +149,7 @@ class ModelFacts:
         """The decoder under a classifier's head: `score` (hidden → labels, no bias) in place of the output head."""
         if labels < 2:
             raise ModelError(f"{labels} labels", expected="two or more")
-        score = Matrix(name="score", in_features=self.hidden_size, out_features=labels)
+        score = Matrix(name=CLASSIFIER, in_features=self.hidden_size, out_features=labels)
         kept = tuple(matrix for matrix in self.matrices if matrix not in self.heads)
         name = self.architecture.replace("LMHeadModel", "ForCausalLM")
         return self.replace(
@@ -155,6 +157,10 @@ class ModelFacts:
             tied=False,
             architecture=name.replace("ForCausalLM", "ForSequenceClassification"),
         )
+
+    @property
+    def is_classifier(self) -> bool:
+        return any(matrix.name == CLASSIFIER for matrix in self.heads)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

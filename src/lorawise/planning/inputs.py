@@ -45,6 +45,8 @@ def situation_of(
     known = None
     if str(run.data.train[0].path) != NO_DATA:
         known = read_data(run, tokenizer_folder(run.model), progress=progress)
+    if known is not None and known.labels:
+        facts = facts.as_classifier(known.labels)
     situation = Situation(
         task=wanted_task or _task(run, known),
         run=run,

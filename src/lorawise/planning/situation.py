@@ -10,7 +10,7 @@ from typing import Literal
 
 from lorawise.base.errors import nearest
 from lorawise.facts.device import DeviceFacts
-from lorawise.facts.model import ModelFacts
+from lorawise.facts.model import CLASSIFIER, ModelFacts
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.dataset import DataFacts
 from lorawise.planning.decision import Decision
@@ -42,8 +42,12 @@ class Situation:
         return None if written == "auto" else written
 
     def config(self, **changes: object) -> LoraConfig:
-        """The adapter's setting with some of it decided; what the run file says of the rest stays."""
-        return self.run.lora_config().replace(**changes)
+        """The adapter's setting with some of it decided; what the run file says of the rest stays. A classifier's head
+        is trained in full beside it."""
+        config = self.run.lora_config()
+        if self.data is not None and self.data.labels and CLASSIFIER not in config.modules_to_save:
+            config = config.replace(modules_to_save=(*config.modules_to_save, CLASSIFIER))
+        return config.replace(**changes)
 
 
 class Settled(Mapping[str, Decision]):

@@ -165,6 +165,8 @@ def _fit(plan: Plan, width: int) -> Iterator[Text]:
         rows.append([f"−{words.size(max(each.saves, 0))}", each.setting, after, (each.costs, "dim")])
     for i, line in enumerate(_columns(rows, "rlll", width - LABEL)):
         yield Text.assemble((f"{'to fit' if i == 0 else '':<{LABEL}}", "dim"), line, no_wrap=True)
+    if waiting and not waiting[-1].fits:
+        yield from _told("", f"none of this makes it fit {plan.device.name}", width)
     device = plan.smallest_device
     known = "none that is known would do" if device is None else f"as it is, {device.name} is the smallest to do"
     yield from _told("device", known, width)

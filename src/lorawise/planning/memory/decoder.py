@@ -13,7 +13,6 @@ from lorawise.planning.memory.experts import ExpertPair, experts
 from lorawise.planning.memory.operations import (
     Norm,
     Numbers,
-    Product,
     activation,
     added,
     copied,
@@ -21,10 +20,10 @@ from lorawise.planning.memory.operations import (
     gelu_in_steps,
     norm,
     parted,
-    product,
     relu,
     rotary,
 )
+from lorawise.planning.memory.products import Product, product
 from lorawise.planning.memory.tape import Buffer, Tape, Value
 
 _LAYER_NORM = ("gpt2", "gpt_neox", "falcon", "opt", "phi", "stablelm", "starcoder2", "bloom", "mpt")

@@ -9,7 +9,8 @@ Either holds all S rows at once, so what is taken does not depend on how routers
 
 from dataclasses import dataclass, replace
 
-from lorawise.planning.memory.operations import Numbers, Product, gated, parted, product, resized
+from lorawise.planning.memory.operations import Numbers, gated, parted, resized
+from lorawise.planning.memory.products import Product, product
 from lorawise.planning.memory.tape import Buffer, Gradients, Tape, Value
 
 

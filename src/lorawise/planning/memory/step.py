@@ -11,7 +11,8 @@ from lorawise.lora.selection import layer_index
 from lorawise.planning.memory import loss, static
 from lorawise.planning.memory.decoder import Layer, Pass, layers_of
 from lorawise.planning.memory.model import Method, Mode, Stack, TrainerName, Workload
-from lorawise.planning.memory.operations import Adapter, Numbers, Product, norm, product
+from lorawise.planning.memory.operations import Numbers, norm
+from lorawise.planning.memory.products import Adapter, Product, product
 from lorawise.planning.memory.tape import Buffer, Gradients, Tape, Value
 
 EVERY = {"speed": 0, "balanced": 2, "frugal": 1}  # every how many layers one is computed again
@@ -227,11 +228,12 @@ class Step:
         """Loss and backward over the last hidden states, which are taken out of the list; `outputs` are what the
         caller holds of this step, in the place of those of the step before."""
         x, w = last.pop(), self.workload
+        documents = w.documents if w.packed else w.rows
         sizes = loss.Sizes(
             tokens=self.numbers.tokens,
-            positions=max(1, w.positions - (w.documents if w.packed else w.rows)),
+            positions=documents if self.facts.is_classifier else max(1, w.positions - documents),
             hidden=self.facts.hidden_size,
-            vocabulary=self.facts.vocab_size,
+            vocabulary=self.facts.heads[0].out_features if self.facts.is_classifier else self.facts.vocab_size,
             slots=self.slots,
             e=self.hidden_bytes,
             capped=bool(self.facts.config.get("final_logit_softcapping")),
