@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
 OPENING = """# Performance
 
-Made by `python -m benchmarks.performance` from the files under `benchmarks/results/`; every number has its file, its device and its
-versions there. Ratios are taken within each round of a comparison, so that a machine that drifts moves both sides.
+Made by `python -m benchmarks.performance` from the files under `benchmarks/results/`; every number has its file, its
+device and its versions there. Ratios are taken within each round of a comparison, so that a machine that drifts moves
+both sides.
 """
-NOT_ON_AN_ACCELERATOR = """Nothing here was measured on an accelerator: not the packed kernels of CUDA (`varlen_attn`), not NF4's, not
-offloading to pinned memory, not several GPUs on NCCL. They are composed from parts whose CPU forms are held against fp64
-in the tests; on CUDA neither their speed nor their memory is known. There are no arms for Unsloth and Liger yet, nor for
-TRL in `benchmarks.step`.
+NOT_ON_AN_ACCELERATOR = """Nothing here was measured on an accelerator: not the packed kernels of CUDA
+(`varlen_attn`), not NF4's, not offloading to pinned memory, not several GPUs on NCCL. They are composed from parts
+whose CPU forms are held against fp64 in the tests; on CUDA neither their speed nor their memory is known. There are no
+arms for Unsloth and Liger yet, nor for TRL in `benchmarks.step`.
 """
 
 
@@ -93,8 +94,8 @@ def _unmeasured() -> Iterator[str]:
     done = {result["case"]["name"] for _, result in kept("step-*.json")}
     waiting = [case for case in cases().values() if case.name not in done and case.name != "smoke"]
     if waiting:
-        yield "Cases that wait for a device or a quiet hour. `python -m benchmarks.step NAME --keep` measures one, without"
-        yield "network or weights.\n"
+        yield "Cases that wait for a device or a quiet hour. `python -m benchmarks.step NAME --keep` measures one,"
+        yield "without network or weights.\n"
         yield "| case | what it is | needs |"
         yield "|---|---|---|"
         yield from (f"| {case.name} | {case.title} | {case.needs} |" for case in waiting)
