@@ -181,3 +181,28 @@ def test_text_from_files_cannot_move_the_cursor(here: Path, capsys: Capture) -> 
     )
     run(["check", "evil.yaml"])
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_an_adapter_on_fused_experts_is_judged_expert_by_expert(tmp_path: Path) -> None:
+    """On disk the experts' ranks lie one after the other, which is no rank of 4 · 3 on a 24 wide layer."""
+    import torch
+
+    from lorawise.lora.config import LoraConfig
+    from lorawise.lora.weights import AdapterWeights
+    from lorawise.store import save_adapter
+
+    draw = torch.Generator().manual_seed(0)
+    name = "model.layers.0.mlp.experts"
+    shapes = {f"{name}.gate_up_proj": (4, 48, 32), f"{name}.down_proj": (4, 32, 24)}
+    layers = {
+        key: (torch.randn(count, 3, width, generator=draw), torch.randn(count, out, 3, generator=draw))
+        for key, (count, out, width) in shapes.items()
+    }
+    weights = AdapterWeights(config=LoraConfig(r=3), layers=layers, kinds=dict.fromkeys(layers, "experts"))
+    save_adapter(tmp_path / "adapter", weights, base="somebody/mixture")
+    report = check(tmp_path / "adapter")
+    assert {finding.code for finding in report.findings} & {"LW202", "LW608", "LW609", "LW604"} == set()
+    layers[f"{name}.down_proj"][1].zero_()
+    layers[f"{name}.gate_up_proj"][1].zero_()
+    save_adapter(tmp_path / "zero", weights, base="somebody/mixture")
+    assert "LW601" in {finding.code for finding in check(tmp_path / "zero").findings}

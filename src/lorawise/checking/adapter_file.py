@@ -23,6 +23,7 @@ from lorawise.base.errors import ConfigError, TensorFileError
 from lorawise.base.patterns import full_match
 from lorawise.base.safetensors import SafetensorsFile, TensorHeader
 from lorawise.checking.files import Unreadable, read_text
+from lorawise.store.expert_layout import Places, places_of
 from lorawise.store.peft_keys import PREFIX
 
 CONFIG_NAME = "adapter_config.json"
@@ -106,8 +107,35 @@ class AdapterFile:
             except (TensorFileError, OSError):
                 continue
             if a.ndim == 2 and b.ndim == 2 and a.shape[0] == b.shape[1]:
-                facts.append(_facts(module, a, b, self.scaling(module)))
+                facts.append(self._facts_of(module, a, b))
         return tuple(facts)
+
+    def _facts_of(self, module: str, a: NDArray[Any], b: NDArray[Any]) -> LayerFacts:
+        """Of fused experts, by their parameter's name, those of all together: a rank is every expert's."""
+        place = self._places.names.get(module, module)
+        rank = int(_of_pattern(self.fields.get("rank_pattern"), place) or self.number("r") or 1)
+        if place not in self._places.experts or rank < 1 or len(a) % rank:
+            return _facts(module, a, b, self.scaling(module))
+        count, scaling = len(a) // rank, self.scaling(place)
+        pairs = zip(a.reshape(count, rank, -1), b.reshape(-1, rank, count).transpose(2, 0, 1), strict=True)
+        each = [_facts(place, one, other, scaling) for one, other in pairs]
+        return LayerFacts(
+            module=place,
+            rank=rank,
+            width=each[0].width,
+            norm=math.hypot(*(expert.norm for expert in each)),
+            needed=max(expert.needed for expert in each),
+            finite=all(expert.finite for expert in each),
+            b_zero=all(expert.b_zero for expert in each),
+        )
+
+    @cached_property
+    def _places(self) -> Places:
+        """Which of the modules are parameters of fused experts by the config, as far as it is well formed."""
+        wanted = self.fields.get("target_parameters")
+        if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+            return Places(names={}, experts=frozenset())
+        return places_of(list(self.halves), self.fields)
 
     def update(self, module: str) -> NDArray[np.float32] | None:
         """scaling · B·A of one module, dense: only for comparing with the base's weight."""
