@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_the_merged_file_answers_as_base_and_adapter(family: str, tmp_path: Path
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q5_1, Kind.Q4_0, Kind.Q4_1])
 def test_every_type_is_kept_and_its_loss_is_that_of_dense_arithmetic(kind: Kind, tmp_path: Path) -> None:
     options = case(tmp_path, "qwen2", kind, LoraConfig(r=4, scaling=0.5))
-    done = merged(tmp_path, options)
+    done = merged(tmp_path, replace(options, dtype="keep"))
     before, after = tensors(tmp_path / "base.gguf"), tensors(tmp_path / "out" / "model.gguf")
     assert {n: t.tensor_type for n, t in after.items()} == {n: t.tensor_type for n, t in before.items()}
     weights = {layer.name: layer for layer in done.layers}
@@ -94,10 +95,13 @@ def test_what_is_not_adapted_is_byte_for_byte_the_bases(tmp_path: Path) -> None:
         assert (old[place] == new[place]) != adapted_here, name
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("float16", "F16"), ("q8_0", "Q8_0"), ("float32", "F32")])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float16", "F16"), ("q8_0", "Q8_0"), ("float32", "F32"), ("auto", "Q8_0")]
+)
 def test_another_type_is_for_the_adapted_tensors_alone(dtype: str, kind: str, tmp_path: Path) -> None:
     options = case(tmp_path, "llama", Kind.Q4_0)
-    done = merged(tmp_path, Options(model=options.model, merged=True, dtype=dtype))
+    done = merged(tmp_path, replace(options, dtype=dtype))
+    assert [finding.code for finding in done.findings] == (["widened"] if dtype == "auto" else [])
     after = tensors(tmp_path / "out" / "model.gguf")
     assert after["blk.0.attn_q.weight"].tensor_type.name == kind
     assert after["token_embd.weight"].tensor_type.name == "Q4_0"
@@ -128,7 +132,7 @@ def k_quantised(path: Path) -> None:
     writer.close()
 
 
-def test_types_that_are_only_read_are_refused_until_another_is_named(tmp_path: Path) -> None:
+def test_types_that_are_only_read_become_q8_0_unless_they_should_be_kept(tmp_path: Path) -> None:
     from lorawise.lora.weights import AdapterWeights
     from lorawise.store import save_adapter
 
@@ -136,10 +140,11 @@ def test_types_that_are_only_read_are_refused_until_another_is_named(tmp_path: P
     layers = {"model.layers.0.mlp.up_proj": (torch.randn(4, 256), torch.randn(256, 4))}
     save_adapter(tmp_path / "own", AdapterWeights(config=LoraConfig(r=4), layers=layers), base="b")
     options = Options(model=str(tmp_path / "base.gguf"), merged=True)
-    with pytest.raises(AdapterError, match=r"ffn_up.weight is Q6_K.*\n.*\n.*--dtype q8_0"):
-        merged(tmp_path, options)
+    with pytest.raises(AdapterError, match=r"ffn_up.weight is Q6_K.*\n.*\n.*leave --dtype out"):
+        merged(tmp_path, replace(options, dtype="keep"))
     assert not (tmp_path / "out").exists()
-    done = merged(tmp_path, Options(model=options.model, merged=True, dtype="q8_0"))
+    done = merged(tmp_path, options)
+    assert "1 from Q6_K to Q8_0" in done.findings[0].message
     after = tensors(tmp_path / "out" / "model.gguf")
     assert (after["blk.0.ffn_up.weight"].tensor_type, after["blk.0.ffn_down.weight"].tensor_type) == (
         Kind.Q8_0,

@@ -12,7 +12,7 @@ from tests.models.gguf_files import write_gguf
 
 from lorawise.base.files import digest_text
 from lorawise.cli.app import run
-from lorawise.data.template import ChatTemplate
+from lorawise.data.template import ChatTemplate, known_templates
 from lorawise.exporting.chat_forms import BOS, EOS, FORMS, known_form
 from lorawise.exporting.export import export
 from lorawise.exporting.exporters import Exported, Options
@@ -105,9 +105,19 @@ def test_another_template_than_the_runs_is_told_of(tmp_path: Path) -> None:
     assert [finding.code for finding in done.findings] == ["other-template"]
 
 
-def test_the_same_template_as_the_runs_is_not(tmp_path: Path) -> None:
-    done, _ = exported(tmp_path, CHATML, template_digest=digest_text("default", CHATML))
+@pytest.mark.parametrize("named", ["base", "chatml", "file"])
+def test_the_template_of_the_run_is_the_one_that_is_asked_with(named: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text(WITH_SYSTEM.replace("Ada", "Bob"))
+    source = {"base": WITH_SYSTEM, "chatml": known_templates["chatml"], "file": own.read_text()}[named]
+    settings = {"data": {"template": {"base": None, "chatml": "chatml", "file": str(own)}[named]}}
+    done, text = exported(
+        tmp_path, WITH_SYSTEM, template_digest=digest_text("default", source), run={"settings": settings}
+    )
     assert not done.findings
+    system = {"base": "Ada", "chatml": None, "file": "Bob"}[named]
+    assert (f'SYSTEM """You are {system}."""' in text) == (system is not None)
+    assert ("SYSTEM" in text) == (system is not None)
 
 
 def test_the_command_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,18 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="A new folder for the result.")],
     model: Annotated[
         str,
-        typer.Option("--model", metavar="MODEL", help="gguf, ollama: the base, if not ADAPTER's own.", show_default=""),
+        typer.Option(
+            "--model", metavar="MODEL", help="gguf, ollama: the base, if not ADAPTER's own.", show_default=False
+        ),
     ] = "",
     fold: Annotated[
         bool, typer.Option("--fold", help="mlx: fold scalings into B, for modules that differ; vllm, peft always do.")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, float16; vllm, peft: float64.")
+        str,
+        typer.Option(
+            metavar="DTYPE", help="auto, float32, bfloat16, float16; float64 (vllm, peft); q8_0, keep (merged)."
+        ),
     ] = "auto",
     store: Annotated[
         Path | None, typer.Option("--store", metavar="DIR", help="The local store.", show_default=False)

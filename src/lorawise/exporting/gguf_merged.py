@@ -2,14 +2,16 @@
 
     W' = quantised(W + scaling · B·A)      W the file's numbers in float32, rows of B in the file's order
 
-Settings, tokenizer and every tensor that is not adapted are copied as they are. An adapted one keeps its type where the
-`gguf` package can write that (K- and IQ-types it only reads), or becomes the type that is asked for. Rounding to 4 to 8
-bits loses far more of a small update than 16 bits do, so retention and error are measured as a merge measures them.
+Settings, tokenizer and every tensor that is not adapted are copied as they are. An adapted one keeps its type where
+that has 8 bits or more, and else becomes Q8_0: four bits round a small update away (docs/export.md has figures).
+`keep` keeps any type that the `gguf` package can write; K- and IQ-types it only reads. What rounding lost is measured
+as a merge measures it.
 """
 
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,7 +38,8 @@ from lorawise.store.algebra.result import Source
 MODEL = "model.gguf"
 LOSSY = 0.05
 _INTO = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
-_WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+_WIDE = ("F32", "F16", "BF16", "Q8_0")
+_WRITABLE = (*_WIDE, "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _CHUNK = 1 << 22  # bytes copied at once
 
 
@@ -147,18 +150,31 @@ class Merging:
             files=(MODEL, RECORD),
             rounded=False,
             flags=(f"-m {folder / MODEL}",),
-            findings=tuple(_lossy(loss, self.options.dtype)),
+            findings=(*self._widened(), *_lossy(loss, self.options.dtype)),
             opens=folder / MODEL,
             layers=tuple(layers),
         )
+
+    def _widened(self) -> Iterator[Finding]:
+        from gguf import GGMLQuantizationType
+
+        changed = Counter((each.held.type, each.into) for each in self.adapted.values() if each.held.type != each.into)
+        if self.options.dtype != "auto" or not changed:
+            return
+        told = [
+            f"{count} from {GGMLQuantizationType(old).name} to {GGMLQuantizationType(new).name}"
+            for (old, new), count in changed.most_common()
+        ]
+        message = f"adapted tensors take a wider type, which keeps the update: {', '.join(told)}"
+        yield Finding(code="widened", level="note", message=message, cure="--dtype keep leaves their type")
 
 
 def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dtype: str) -> dict[str, Adapted]:
     """Tensor → what becomes of it; everything that cannot be written is told at once."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if dtype != "auto" and dtype not in _INTO:
-        raise ConfigError(f"'{dtype}' is no dtype of a merged GGUF", cure=nearest(dtype, ["auto", *_INTO]))
+    if dtype not in ("auto", "keep", *_INTO):
+        raise ConfigError(f"'{dtype}' is no dtype of a merged GGUF", cure=nearest(dtype, ["auto", "keep", *_INTO]))
     found, problems = dict[str, Adapted](), list[str]()
     for module, (a, b) in source.adapter.layers.items():
         place = places[module]
@@ -167,7 +183,7 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
             problems.append(f"{module}: the file holds no {place.tensor} of {a.shape[1]} → {b.shape[0]}")
             continue
         kind = GGMLQuantizationType(held.type)
-        into = kind if dtype == "auto" else GGMLQuantizationType[_INTO[dtype]]
+        into = GGMLQuantizationType[_into(kind.name, held.shape[0], dtype)]
         if into.name not in _WRITABLE:
             problems.append(f"{place.tensor} is {kind.name}, which is only read here")
         elif held.shape[0] % GGML_QUANT_SIZES[into][0]:
@@ -178,9 +194,16 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
         raise AdapterError(
             f"{header.path} cannot take {source.folder}:\n  " + "\n  ".join([*problems[:8], *_more(problems)]),
             expected=f"tensors of type {', '.join(_WRITABLE)}",
-            cure="--dtype q8_0 (or float16) writes the adapted tensors in that type; or take the F16 file of the model",
+            cure="leave --dtype out, or name q8_0 or float16: it is for the adapted tensors alone",
         )
     return found
+
+
+def _into(kind: str, width: int, dtype: str) -> str:
+    """The type that a tensor of `kind` becomes; Q8_0 holds rows of whole blocks of 32."""
+    if dtype == "auto" and kind not in _WIDE:
+        return "F16" if width % 32 else "Q8_0"
+    return kind if dtype in ("auto", "keep") else _INTO[dtype]
 
 
 def _more(problems: list[str]) -> list[str]:
@@ -264,5 +287,5 @@ def _merged_block(raw: NDArray[np.uint8], change: Adapted, delta: NDArray[Any]) 
 def _lossy(loss: Loss, dtype: str) -> Iterator[Finding]:
     if loss.error > LOSSY and dtype != "float32":
         message = f"rounding changed the update by {loss.error:.1%}; {loss.retention:.1%} of it is kept"
-        cure = "--dtype float16 keeps more, or leave the adapter beside the model: export --to gguf without --merged"
+        cure = "--dtype float16 keeps more; an adapter beside the model (--to gguf without --merged) loses nothing"
         yield Finding(code="rounded-away", level="warning", message=message, cure=cure)

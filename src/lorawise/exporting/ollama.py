@@ -5,17 +5,20 @@
     SYSTEM """…"""                    where that template brings one of its own
     PARAMETER stop "<|im_end|>"
 
-Merged, not ADAPTER: recent Ollama refuses adapters (EVIDENCE 4). Without TEMPLATE Ollama chooses one itself by the
-tokenizer.chat_template in the file, which the merge keeps.
+The template is the run's own, told by its digest: the file's, or the one that the run named. Merged, not ADAPTER,
+which recent Ollama refuses (EVIDENCE 4). Without TEMPLATE Ollama chooses one itself by the tokenizer.chat_template in
+the file, which the merge keeps.
 '''
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorawise.base.files import atomic_folder, digest_text, refuse_full_disk
 from lorawise.base.findings import Finding
+from lorawise.data.template import MAX_SOURCE, known_templates
 from lorawise.exporting.chat_forms import EOS, Known, known_form
 from lorawise.exporting.exporters import EXPORTERS, Exported, Options
 from lorawise.exporting.gguf_merged import MODEL, Merging, base_file
@@ -30,8 +33,8 @@ def to_ollama(source: Source, folder: Path, options: Options) -> Exported:
     with base_file(source, options) as path:
         merging = Merging.of(source, path, options)
         refuse_full_disk(folder, merging.nbytes)
-        template = merging.header.settings.get("tokenizer.chat_template")
-        known = known_form(template) if isinstance(template, str) else None
+        template, own = _template(source, merging.header.settings.get("tokenizer.chat_template"))
+        known = known_form(template) if template else None
         text = "".join(_modelfile(known, _eos(path) if known is not None else ""))
         with atomic_folder(folder) as scratch:
             layers = merging.write(scratch)
@@ -41,7 +44,7 @@ def to_ollama(source: Source, folder: Path, options: Options) -> Exported:
         done,
         files=(MODELFILE, *done.files),
         flags=(f"ollama create NAME -f {folder / MODELFILE}",),
-        findings=(*done.findings, *_told(source, template, known)),
+        findings=(*done.findings, *_told(template, known, own=own)),
     )
 
 
@@ -68,9 +71,34 @@ def _eos(path: Path) -> str:
     return str(tokens.contents(int(eos.contents())))
 
 
-def _told(source: Source, template: object, known: Known | None) -> Iterator[Finding]:
-    trained = source.history.template_digest if source.history is not None else ""
-    if isinstance(template, str) and trained and trained != digest_text("default", template):
+def _template(source: Source, held: object) -> tuple[str, bool]:
+    """The chat template to ask with, and whether it is known to be the run's."""
+    base = held if isinstance(held, str) else ""
+    history = source.history
+    if history is None or not history.template_digest:
+        return base, True
+    for template in (base, *_named(history.run)):
+        if digest_text("default", template) == history.template_digest:
+            return template, True
+    return base, False
+
+
+def _named(run: Mapping[str, object]) -> Iterator[str]:
+    """The template that a run's settings name: one of ours, or a .jinja file that is still there."""
+    settings: Any = run.get("settings")
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    name = data.get("template") if isinstance(data, Mapping) else None
+    if not isinstance(name, str):
+        return
+    if name in known_templates:
+        yield known_templates[name]
+    elif name.endswith(".jinja") and Path(name).is_file() and Path(name).stat().st_size <= MAX_SOURCE:
+        with contextlib.suppress(UnicodeDecodeError):
+            yield Path(name).read_text(encoding="utf-8")
+
+
+def _told(template: str, known: Known | None, *, own: bool) -> Iterator[Finding]:
+    if not own:
         yield Finding(
             code="other-template",
             level="warning",
