@@ -17,7 +17,7 @@ def tune(
     ] = None,
     trials: Annotated[int | None, typer.Option(metavar="N", help="Settings to search, with ranges [16].")] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="RUNS", help="Full-run equivalents that may be spent at most.")
+        str | None, typer.Option(metavar="AMOUNT", help="Spend at most 2.5 (full runs), '200k tokens' or '30 min'.")
     ] = None,
     sampler: Annotated[str, typer.Option(metavar="NAME", help="Of ranges: tpe, qmc or random.")] = "tpe",
     eliminate: Annotated[str, typer.Option(metavar="NAME", help="halving, median, paired or none.")] = "halving",

@@ -57,6 +57,10 @@ class StudyFolder:
             sweep_partial(self.path)
             yield
 
+    def begun_with(self) -> dict[str, Any]:
+        """What was asked when the study began; empty where it did not."""
+        return _json(self.asked) if self.asked.is_file() else {}
+
     def require_same(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What the study was started with, if `asked` is the same; `UsageError` names what changed."""
         held = _json(self.asked)

@@ -1,10 +1,10 @@
 """What a study is asked for beside its run file."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorawise.base.errors import ConfigError
+from lorawise.tuning.budget import parse_budget
 from lorawise.tuning.engine import engines
 from lorawise.tuning.rungs import eliminations
 from lorawise.tuning.samplers import samplers
@@ -15,7 +15,7 @@ class StudyOptions:
     """
     over       axes as text (`space`); none: scaling × learning rate around the run file's values
     trials     settings to search where an axis is a range; a grid is tried whole
-    budget     full-run equivalents that may be spent at most; None: what the settings take
+    budget     what may be spent at most (`budget`): full-run equivalents, tokens or minutes; None: what settings take
     storage    of Optuna, a database URL; None: a journal in the study's folder
     engine     where packs are trained: `process`, this one, or `ray`, a cluster
     workers    of the cluster; None: one a GPU
@@ -23,7 +23,7 @@ class StudyOptions:
 
     over: tuple[str, ...] = ()
     trials: int | None = None
-    budget: float | None = None
+    budget: str | float | None = None
     sampler: str = "tpe"
     eliminate: str = "halving"
     seed: int = 0
@@ -37,8 +37,8 @@ class StudyOptions:
             raise ConfigError(f"--trials {self.trials}", expected="at least one")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers {self.workers}", expected="at least one")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise ConfigError(f"--budget {self.budget:g}", expected="a positive number of full-run equivalents")
+        if self.budget is not None:
+            parse_budget(str(self.budget))
 
     def asked(self) -> dict[str, Any]:
         """What a resume must ask for again: where packs are trained is free to change."""

@@ -35,6 +35,13 @@ def rung_steps(total: int, trials: int, *, eliminate: str) -> tuple[int, ...]:
     return tuple(step for step in steps if step >= min(FIRST_RUNG, total))
 
 
+def kept_of(count: int, *, eliminate: str) -> int:
+    """Of `count` settings, the most that go on to the next rung."""
+    if eliminate == "halving":
+        return math.ceil(count / ETA)
+    return math.ceil(count / 2) if eliminate == "median" else count
+
+
 @eliminations.register("halving")
 def halving(losses: Sequence[float], row_losses: NDArray[np.float64]) -> list[int]:
     """The best ⌈n/η⌉ by loss."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorawise.base.errors import ConfigError, nearest
-from lorawise.lora.config import PRESETS
+from lorawise.lora.config import MAX_RANK, PRESETS
 from lorawise.runfile import RunFile
 from lorawise.runfile.yaml_lines import read_value
 
@@ -137,8 +137,14 @@ def _first(problem: Exception) -> str:
     return said.removeprefix("Value error, ").partition(" [type=")[0]
 
 
+def with_ranks(axes: Sequence[Axis], run: RunFile) -> tuple[Axis, ...]:
+    """The axes and r around the run file's own: a quarter, itself and four times, which keep its scaling."""
+    r = run.lora.r
+    return (*axes, Grid(key="lora.r", values=tuple(sorted({max(1, r // 4), r, min(4 * r, MAX_RANK)}))))
+
+
 def default_axes(run: RunFile) -> tuple[Axis, ...]:
-    """Scaling × learning rate around the run file's own values: half to four times, and a third to three times."""
+    """Scaling × learning rate around the run file's own values: half to four times, and a third to nine times."""
     scaling, rate = run.lora_config().scaling, run.train.learning_rate
     return (
         Grid(key="lora.scaling", values=tuple(scaling * k for k in (0.5, 1.0, 2.0, 4.0))),

@@ -16,15 +16,16 @@ from lorawise.models.files import resolve_model
 from lorawise.report.trackers import require_trackers
 from lorawise.runfile import RunFile, load_run_file, require_built
 from lorawise.training.inputs import Inputs, dated, read_inputs
-from lorawise.training.setup import prepare
+from lorawise.training.setup import Prepared, prepare
+from lorawise.tuning.budget import cost, parse_budget, require_within, trials_within
 from lorawise.tuning.events import Reader
 from lorawise.tuning.folder import StudyFolder
 from lorawise.tuning.options import StudyOptions
 from lorawise.tuning.result import StudyResult
-from lorawise.tuning.rungs import ETA, rung_steps
+from lorawise.tuning.rungs import rung_steps
 from lorawise.tuning.session import Study
 from lorawise.tuning.shared import Plans, every_shared
-from lorawise.tuning.space import Axis, Grid, default_axes, grid_of, parse_axes
+from lorawise.tuning.space import Axis, Grid, default_axes, grid_of, parse_axes, with_ranks
 from lorawise.tuning.width import slots_of
 
 DEFAULT_TRIALS = 16
@@ -52,13 +53,15 @@ def tune(
         run = run.with_values({"data.date": load_run_file(folder.path / "run.yaml")[0].data.date})
     run = dated(run)
     axes = parse_axes(options.over, run) if options.over else default_axes(run)
-    count = _count(axes, options)
+    if options.trials is not None and _are_grids(axes):
+        raise ConfigError("--trials is for ranges; the axes are grids, which are tried whole")
     files = resolve_model(run.model)
     inputs = read_inputs(run, files)
     _require_comparable(run, inputs)
     prepared = prepare(run, files, inputs)
+    budget = _budget_in_runs(options, prepared, folder)
+    axes, count = _settled(axes, options, prepared, budget)
     rungs = rung_steps(prepared.total, count, eliminate=options.eliminate)
-    _require_budget(options, rungs, count)
     plans = Plans(prepared)
     for shared in every_shared(axes):
         plans.of(shared)  # refuses a batch that does not hold the longest row, before anything is trained
@@ -68,6 +71,7 @@ def tune(
         "run file": digest_text(run.to_yaml()),
         "data": inputs.digest,
         "base": files.digest,
+        "budget in runs": budget,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.held())
@@ -80,12 +84,37 @@ def tune(
         return study.run({**asked, "slots": slots}, readers, stack)
 
 
-def _count(axes: Sequence[Axis], options: StudyOptions) -> int:
-    if all(isinstance(axis, Grid) for axis in axes):
-        if options.trials is not None:
-            raise ConfigError("--trials is for ranges; the axes are grids, which are tried whole")
-        return sum(1 for _ in grid_of(axes))
-    return options.trials or DEFAULT_TRIALS
+def _are_grids(axes: Sequence[Axis]) -> bool:
+    return all(isinstance(axis, Grid) for axis in axes)
+
+
+def _budget_in_runs(options: StudyOptions, prepared: Prepared, folder: StudyFolder) -> float | None:
+    """As it was when the study began, where it did: minutes would be another number of runs on a busier machine."""
+    if options.budget is None:
+        return None
+    begun = folder.begun_with().get("budget in runs")
+    return parse_budget(str(options.budget)).in_runs(prepared) if begun is None else float(begun)
+
+
+def _settled(
+    axes: tuple[Axis, ...], options: StudyOptions, prepared: Prepared, budget: float | None
+) -> tuple[tuple[Axis, ...], int]:
+    """The axes and how many settings of them: what was asked, or what the budget allows; refused where it does not."""
+    total, eliminate, run = prepared.total, options.eliminate, prepared.run
+    if not _are_grids(axes):
+        count = options.trials or DEFAULT_TRIALS
+        if budget is not None and options.trials is None:
+            count = max(1, trials_within(budget, total, eliminate=eliminate))
+    else:
+        count = sum(1 for _ in grid_of(axes))
+        if budget is not None and not options.over:
+            wider = with_ranks(axes, run)
+            more = sum(1 for _ in grid_of(wider))
+            if cost(total, more, eliminate=eliminate) <= budget:
+                axes, count = wider, more
+    if budget is not None:
+        require_within(budget, total, count, eliminate=eliminate, written=str(options.budget))
+    return axes, count
 
 
 def _require_comparable(run: RunFile, inputs: Inputs) -> None:
@@ -97,22 +126,4 @@ def _require_comparable(run: RunFile, inputs: Inputs) -> None:
         raise UsageError(
             "modules trained in full (a class head, modules_to_save, biases) cannot be shared by many settings",
             cure="data.labels_as: text trains the labels as generated text",
-        )
-
-
-def _require_budget(options: StudyOptions, rungs: Sequence[int], count: int) -> None:
-    """`ConfigError` when the settings, eliminated by halving, take more than may be spent."""
-    if options.budget is None:
-        return
-    needed, before, left = 0.0, 0, count
-    for step in rungs:
-        needed += left * (step - before) / rungs[-1]
-        before, left = step, -(-left // ETA) if options.eliminate == "halving" else left
-    if options.budget < needed:
-        first = count * rungs[0] / rungs[-1]
-        below = "below one rung: " if options.budget < first else ""
-        raise ConfigError(
-            f"--budget {options.budget:g} is {below}less than the {needed:.2f} full-run equivalents that {count} "
-            f"settings take",
-            cure="raise --budget, or try fewer settings",
         )
