@@ -43,6 +43,7 @@ _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 def read_gguf(path: Path, source: str) -> ModelFacts:
     """`TensorFileError` for a file that is torn or no GGUF; `ModelError` for an architecture without a rule."""
     header = GGUFHeader.open(path)
+    refuse_adapter(header)
     name = header.settings.get("general.architecture")
     family = family_of(_model_type(header, str(name)))
     if not header.tensors or family is None:
@@ -71,6 +72,16 @@ def read_gguf(path: Path, source: str) -> ModelFacts:
     return facts.replace(
         exact=not notes, dtype=opened_dtype(_NAMES.get(t.type, "quantised") for t in _matrices(header)), notes=notes
     )
+
+
+def refuse_adapter(header: GGUFHeader) -> None:
+    """`ModelError` for a GGUF file that holds an adapter."""
+    if header.settings.get("general.type") == "adapter":
+        raise ModelError(
+            f"{header.path} holds an adapter, not a model",
+            expected="a GGUF file of a whole model",
+            cure="name the base model here; the adapter is read from the folder that it was exported from",
+        )
 
 
 def opened_dtype(types: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from lorawise.base.errors import ModelError
 from lorawise.base.files import MANIFEST, atomic_folder, sha256_file, sweep_partial
 from lorawise.base.gguf import GGUFHeader
 from lorawise.base.locks import alone_in
-from lorawise.facts.gguf import opened_dtype
+from lorawise.facts.gguf import opened_dtype, refuse_adapter
 from lorawise.models.files import Progress, to_stderr
 
 RULES = 1  # raised when a conversion would give other bytes, so that old folders are made again
@@ -81,6 +81,7 @@ def _read_types(path: Path) -> tuple[dict[str, int], str]:
     from gguf import GGMLQuantizationType
 
     header = GGUFHeader.open(path)
+    refuse_adapter(header)
     try:
         types = Counter(GGMLQuantizationType(each.type).name for each in header.tensors.values() if len(each.shape) > 1)
     except ValueError as problem:
