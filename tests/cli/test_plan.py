@@ -93,6 +93,13 @@ def test_the_screen_stays_within_the_terminal_and_says_what_matters(
     for said in ("20,971,520", "scaling", "alpha 16", "fits", "rtx-4090", "tokens/s", "costs about", "estimated from"):
         assert said in " ".join(screen.split())
     assert "\x1b" not in screen
+    assert run(["plan", "llama", "rows.jsonl", "--device", "rtx-4090", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    whole = [each["reason"] for each in told["decisions"]] + [each["because"] for each in told["memory"]["by_cause"]]
+    known = {word for text in whole for word in text.split()}
+    cut = [line.removesuffix("…").split()[-1] for line in screen.splitlines() if line.endswith("…")]
+    assert cut
+    assert set(cut) <= known  # after a whole word
 
 
 def test_what_does_not_fit_exits_one_and_says_what_would(home: Path, capsys: Capture) -> None:

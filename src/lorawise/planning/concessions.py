@@ -99,7 +99,7 @@ def _chunked_loss(load: Load) -> tuple[Load, str, str] | None:
 def _nf4(load: Load) -> tuple[Load, str, str] | None:
     if load.method == "full":
         return replace(load, method="lora"), "--method lora", "an adapter in place of the whole model"
-    if load.method == "qlora":
+    if load.method == "qlora" or load.model.experts:  # bitsandbytes leaves fused experts as they are
         return None
     trained = "" if is_built("base.dtype", "nf4") else "; planned here, not trained by lorawise yet"
     return (

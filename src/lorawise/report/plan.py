@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -46,6 +47,7 @@ def screen(plan: Plan, width: int) -> Iterator[Text]:
     full = plan.method == "full"
     told = [each for each in plan.decisions if not (full and each.name.startswith("lora."))]
     yield from _columns([_decision(plan, decision) for decision in told], "llll", width)
+    yield Text("--explain NAME tells the whole reason; * is what you wrote", "dim", no_wrap=True)
     yield Text()
     yield from _told("trains", _trains(plan), width)
     if not full:
@@ -74,7 +76,7 @@ def _told(label: str, text: str, width: int) -> Iterator[Text]:
 
 
 def _columns(rows: Sequence[Sequence[Cell]], align: str, width: int, indent: int = 0) -> Iterator[Text]:
-    """Rows in columns (l or r), the last cut to what is left of the width."""
+    """Rows in columns (l or r), the last cut to what is left of the width, after a whole word where there is one."""
     plain = [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
     widths = [max(len(row[i][0]) for row in plain) for i in range(len(align))]
     for row in plain:
@@ -83,8 +85,20 @@ def _columns(rows: Sequence[Sequence[Cell]], align: str, width: int, indent: int
             padded = text.rjust(widths[i]) if align[i] == "r" else text.ljust(widths[i])
             line.append((BETWEEN if i else "") + padded, style)
         line.rstrip()
+        yield _cut(line, width, least=indent + sum(widths[:-1]) + len(BETWEEN) * len(widths))
+
+
+def _cut(line: Text, width: int, *, least: int) -> Text:
+    """The line within `width` columns, after a whole word where that leaves more than `least` of it."""
+    if line.cell_len <= width:
+        return line
+    kept = line.plain[:width].rfind(" ")
+    if kept > least and cell_len(line.plain) == len(line.plain):
+        line.right_crop(len(line) - kept)
+        line.append("…", line.spans[-1].style if line.spans else "")
+    else:
         line.truncate(width, overflow="ellipsis")
-        yield line
+    return line
 
 
 def _model(plan: Plan) -> str:
