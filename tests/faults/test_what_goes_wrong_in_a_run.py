@@ -1,5 +1,6 @@
 """Faults, each tried on a real run: a clear error with its cure, nothing half-written, the last good state kept."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -698,3 +699,27 @@ def test_a_run_that_another_process_made_meanwhile_is_not_written_over(tmp_path,
         train(run, out=out, readers=[Faster()])
     assert "seed: 7" in (out / "run.yaml").read_text()
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_leaves_no_folder(number, tmp_path, base):
+    class Presses(Listener):
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, RunStarted):
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(tmp_path, model=base), out=tmp_path / "run", readers=[Presses()])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_that_python_lost_before_the_first_step_stops_the_run_after_it(tmp_path, base):
+    class Loses(Listener):
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, RunStarted):
+                with contextlib.suppress(KeyboardInterrupt):  # as an exception inside a callback is
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 1 of 8"):
+        train(tiny_run(tmp_path, model=base), out=tmp_path / "run", readers=[Loses()])
+    assert train(tiny_run(tmp_path, model=base), out=tmp_path / "run", resume=True).steps == 8

@@ -19,6 +19,13 @@ def test_the_first_signal_asks_and_the_second_ends(number):
     assert signal.getsignal(number) is before
 
 
+def test_before_there_is_a_step_to_finish_the_first_one_ends_and_is_remembered():
+    with stop_on_signal(patient=False) as request:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.name == "SIGTERM"
+
+
 def test_a_thread_may_train_too():
     seen = []
 

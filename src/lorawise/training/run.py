@@ -98,6 +98,7 @@ def _train(
     stack: contextlib.ExitStack,
     peers: Peers,
 ) -> RunResult:
+    stop = stack.enter_context(stop_on_signal(patient=False))
     if resume:
         stack.enter_context(folder.held())
         folder.sweep()
@@ -140,7 +141,8 @@ def _train(
     for event in early:
         _tell(everyone[len(readers) :], event)
     lead_steps(prepared.trainer.optimizer, peers)
-    result = _go(prepared, folder, held, progress, everyone)
+    stop.patient = True
+    result = _go(Session(prepared, folder, held, progress, stop), everyone)
     return replace(result, findings=findings, preflight=report)
 
 
@@ -225,27 +227,19 @@ def _own_readers(
         yield reader
 
 
-def _go(
-    prepared: Prepared,
-    folder: RunFolder,
-    identity: dict[str, str],
-    progress: Progress,
-    readers: Sequence[Reader],
-) -> RunResult:
-    with stop_on_signal() as stop:
-        session = Session(prepared, folder, identity, progress, stop)
-        ended: RunEnded | None = None
-        try:
-            for event in session.events():
-                _tell(readers, event)
-                ended = event if isinstance(event, RunEnded) else ended
-        except BaseException:
-            if ended is None:
-                _leave_true_report(folder, readers, session.ended("failed"))
-            raise
-        finally:
-            if ended is not None:
-                write_report(folder.path)
+def _go(session: Session, readers: Sequence[Reader]) -> RunResult:
+    folder, ended = session.folder, None
+    try:
+        for event in session.events():
+            _tell(readers, event)
+            ended = event if isinstance(event, RunEnded) else ended
+    except BaseException:
+        if ended is None:
+            _leave_true_report(folder, readers, session.ended("failed"))
+        raise
+    finally:
+        if ended is not None:
+            write_report(folder.path)
     assert ended is not None, "a session that did not raise has ended"
     return RunResult.of(folder.path, ended)
 
