@@ -159,7 +159,7 @@ def from_peft(fields: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig:
             init="gaussian" if fields.get("init_lora_weights") == "gaussian" else "kaiming",
             **_selection(fields, modules),
         )
-        unnamed = [name for name in modules if not _is_named(config, name)]
+        unnamed = _unnamed(config, modules)
         for name in modules:
             config.scaling_of(name)  # a pattern that is no regex, or too slow, is met here and not in training
     except ConfigError as problem:
@@ -242,10 +242,14 @@ def _selection(fields: Mapping[str, Any], modules: Sequence[str]) -> dict[str, A
     }
 
 
-def _is_named(config: LoraConfig, module: str) -> bool:
+def _unnamed(config: LoraConfig, modules: Sequence[str]) -> list[str]:
+    """The modules that the setting's targets do not name. Experts come by the ten thousand, each named in full: a
+    module's endings are looked up among the names, not every name compared."""
     if isinstance(config.target_modules, str):
-        return config.target_modules in PRESETS or full_match(config.target_modules, module)
-    return any(module == name or module.endswith(f".{name}") for name in config.target_modules)
+        regex = config.target_modules
+        return [] if regex in PRESETS else [module for module in modules if not full_match(regex, module)]
+    named = set(config.target_modules)
+    return [module for module in modules if named.isdisjoint(_suffixes(module))]
 
 
 def _targets(names: Sequence[str], modules: Iterable[str]) -> list[str]:

@@ -194,10 +194,10 @@ def _require_kin(parts: Sequence[Part]) -> None:
         if part.adapter.task != first.adapter.task:
             problems.append(f"{part.name} is for {part.adapter.task}, {first.name} for {first.adapter.task}")
         mine, theirs = shapes_of(part.adapter), shapes_of(first.adapter)
+        stacks = experts_of(part.adapter), experts_of(first.adapter)
         for module in mine.keys() & theirs.keys():
             kinds = [each.adapter.kinds.get(module, "linear") for each in (part, first)]
-            stacks = [experts_of(each.adapter)[module] for each in (part, first)]
-            if mine[module] != theirs[module] or kinds[0] != kinds[1] or stacks[0] != stacks[1]:
+            if mine[module] != theirs[module] or kinds[0] != kinds[1] or stacks[0][module] != stacks[1][module]:
                 problems.append(
                     f"{module} is {mine[module]} in {part.name}, {theirs[module]} in {first.name} (in, out)"
                 )

@@ -56,9 +56,10 @@ class Spectra:
     @classmethod
     def of(cls, adapter: StoredAdapter) -> "Spectra":
         """A pass over the adapter, one module in memory at a time."""
+        experts = experts_of(adapter)
         return cls(
             values={module: Factors.of(adapter, module).singular_values() for module in adapter.layers},
-            costs={module: experts_of(adapter)[module] * sum(w) for module, w in shapes_of(adapter).items()},
+            costs={module: experts[module] * sum(w) for module, w in shapes_of(adapter).items()},
         )
 
     def parameters(self, ranks: Ranks) -> int:
