@@ -27,6 +27,7 @@ from lorawise.store.own_files import own_file
 from lorawise.store.peft_config import check_fields, from_peft, saved_module, task_of, to_peft
 from lorawise.store.peft_keys import DAMAGED, check_shapes, check_types, finite, kinds_of, pairs_of, sort_keys, to_keys
 from lorawise.store.provenance import Provenance, record_of, setting_of, verified
+from lorawise.store.unfused_experts import fused_form
 
 CONFIG, TENSORS, PROVENANCE, CARD = "adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"
 PICKLE = "adapter_model.bin"  # of old PEFT; `pickled` reads it when asked
@@ -83,6 +84,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
 
 def adapter_of(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> StoredAdapter:
     """The adapter that PEFT's fields and tensors, by PEFT's keys, make; `AdapterError` when they make none."""
+    fields, tensors = fused_form(fields, tensors)
     keys = sort_keys(tensors, fields)
     config = from_peft({**fields, "modules_to_save": keys.saved}, list(keys.layers))
     check_shapes(keys, tensors, config)
