@@ -46,6 +46,7 @@ def tune(
     """
     if run_file is None:
         raise ConfigError("no run file was given", expected="lorawise tune RUN.yaml")
+    from lorawise.report import words
     from lorawise.runfile import load_run_file
     from lorawise.tuning.console import StudyConsole, table_of
     from lorawise.tuning.folder import StudyFolder
@@ -84,7 +85,7 @@ def tune(
             [
                 "",
                 found.sentence,
-                f"cost     {found.full_run_equivalents:.2f} full runs, {found.seconds:.0f} s",
+                f"cost     {found.full_run_equivalents:.2f} full runs, {words.duration(found.seconds)}",
                 f"adapter  {found.adapter}",
                 f"report   {found.study / REPORT_NAME}",
                 f"table    {found.study / 'results.csv'}",

@@ -158,8 +158,9 @@ def against_rank(story: StudyStory) -> Figure | None:
 
 
 def _slice(story: StudyStory, x: str, by: str) -> Figure:
-    """Settings that share everything else with the leader of the first comparison."""
-    best = min(story.first.values(), key=lambda e: (e.loss, e.trial)).trial
+    """Settings that share everything else with the winner, or with who leads."""
+    first = min(story.first.values(), key=lambda e: (e.loss, e.trial)).trial
+    best = first if story.leader is None else story.leader
     dials = {x, by, "lora.alpha"} if SCALING in (x, by) else {x, by}
     others = [key for key in story.axes if key not in dials and story.varies(key)]
     curves: dict[Any, dict[Any, int]] = {}

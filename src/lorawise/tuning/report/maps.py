@@ -5,10 +5,9 @@ heat map draws those lines, so that a valley along them shows that one dial was 
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from lorawise.tuning.report.curves import Figure, Trace, figure, log, log_axis, loss_range
+from lorawise.tuning.report.curves import Figure, Trace, figure, log, log_axis
 from lorawise.tuning.report.story import RATE, SCALING, StudyStory
 from lorawise.tuning.result import in_words
 
@@ -69,7 +68,9 @@ def _cells(
         "hovertemplate": "%{customdata}<br>%{z:.4f}<extra></extra>",
         "xgap": 2,
         "ygap": 2,
-        **_colours(story),
+        "colorscale": LOW_IS_GOOD,
+        "showscale": False,
+        **_limits(story, best.values(), "z"),
     }
 
 
@@ -87,21 +88,16 @@ def _dots(story: StudyStory, best: dict[tuple[float, float], int]) -> Trace:
             "color": losses,
             "line": {"color": "--line", "width": 1},
             "colorscale": LOW_IS_GOOD,
-            **_limits(story, "c"),
+            **_limits(story, best.values(), "c"),
             "showscale": False,
         },
     }
 
 
-def _colours(story: StudyStory) -> dict[str, Any]:
-    return {"colorscale": LOW_IS_GOOD, **_limits(story, "z"), "showscale": False}
-
-
-def _limits(story: StudyStory, letter: str) -> dict[str, float]:
-    """The palest colour is the base's loss, or the worst one's where all were better."""
-    losses = [event.loss for event in story.first.values()]
-    ends = loss_range(story)
-    high = max(losses) if ends is None or story.base_loss is None else story.base_loss
+def _limits(story: StudyStory, best: Collection[int], letter: str) -> dict[str, float]:
+    """From the best to the worst that is shown, or to the base's loss where some came out above it."""
+    losses = [story.first[trial].loss for trial in best]
+    high = max(losses) if story.base_loss is None else min(max(losses), max(story.base_loss, min(losses)))
     return {f"{letter}min": min(losses), f"{letter}max": max(high, min(losses) + 1e-9)}
 
 
