@@ -109,6 +109,27 @@ def test_memory_is_of_the_type_that_is_computed_in_not_of_the_stored_one(tmp_pat
     assert weights == pytest.approx(4 * 8_030_261_248, rel=1e-4)
 
 
+def test_how_a_packed_base_is_held_and_computed_is_the_users(base: Path) -> None:
+    def weights(*sets: str) -> dict[str, int]:
+        fixed = ("train.memory=speed", "train.micro_batch_tokens=2048")
+        plan = lorawise.plan(base, device="h100", method="qlora", sets=(*fixed, *sets))
+        return {line.cause: line.bytes for line in plan.memory.by_cause}
+
+    usual, eight = weights(), weights("base.dtype=int8")
+    assert 1.5 < eight["base weights"] / usual["base weights"] < 2
+    assert weights("base.double_quant=false")["quantisation constants"] > 3 * usual["quantisation constants"]
+    assert weights("base.compute_dtype=float32")["feed-forward"] > 1.9 * usual["feed-forward"]
+
+
+def test_offloading_is_kept_and_predicted_as_frugal(base: Path, data: Path) -> None:
+    asked, frugal = (
+        lorawise.plan(base, data, device="h100", sets=(f"train.memory={m}",)) for m in ("offload", "frugal")
+    )
+    assert asked.memory == frugal.memory
+    assert asked.settled["train.memory"].asked
+    assert (asked.run.train.memory, frugal.run.train.memory) == ("offload", "frugal")
+
+
 def test_full_fine_tuning_is_planned_and_its_run_file_refused(base: Path, data: Path) -> None:
     plan = lorawise.plan(base, data, device="h200", method="full")
     assert plan.trainable == plan.total == 8_030_261_248

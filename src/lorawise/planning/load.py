@@ -19,7 +19,8 @@ BUSY = 1024  # tokens that keep an accelerator's multipliers busy; fewer only wh
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Load:
-    """`tokens` at once, `length` of the longest row, `slots` adapters side by side, `packing` of a packed base."""
+    """`tokens` at once, `length` of the longest row, `slots` adapters side by side, `packing` and `double_quant` of a
+    packed base."""
 
     model: ModelFacts
     config: LoraConfig
@@ -33,6 +34,7 @@ class Load:
     trainer: Trainer = "lorawise"
     slots: int = 1
     packing: Packing = "nf4"
+    double_quant: bool = True
 
     @property
     def workload(self) -> Workload:
@@ -52,7 +54,7 @@ class Load:
             trainer=self.trainer,
             slots=self.slots,
             device=self.device,
-            stack=Stack(packing=self.packing),
+            stack=Stack(packing=self.packing, double_quant=self.double_quant),
         )
 
     @property

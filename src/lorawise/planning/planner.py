@@ -17,6 +17,7 @@ from lorawise.planning.calibration import calibrated, past_runs
 from lorawise.planning.concessions import concessions
 from lorawise.planning.contradictions import contradictions
 from lorawise.planning.dataset import Progress
+from lorawise.planning.decision import Decision
 from lorawise.planning.fit import decisions, settle
 from lorawise.planning.inputs import one_of, situation_of
 from lorawise.planning.load import MODES, Load
@@ -27,6 +28,8 @@ from lorawise.planning.settled import decide_all
 from lorawise.planning.situation import METHODS, TRAINERS, Settled, Situation
 from lorawise.planning.training_deciders import total_steps
 from lorawise.runfile.not_built import is_built
+
+OFFLOAD = "offload"  # a memory mode of the run file that the prediction has no walk of its own for
 
 
 def plan(
@@ -65,11 +68,11 @@ def _planned(s: Situation, findings: Sequence[Finding], trainer: str, price: flo
     done = decide_all(s)
     load, step = _load(s, done, trainer)
     mode, tokens = s.asked("train.memory"), s.asked("train.micro_batch_tokens")
-    own_mode = next((known for known in MODES if known == mode), None)
+    own_mode = MODES[-1] if mode == OFFLOAD else next((known for known in MODES if known == mode), None)
     own_tokens = tokens if isinstance(tokens, int) else None
     settled = settle(load, step=step, mode=own_mode, tokens=own_tokens)
     for decision in decisions(settled, step=step, mode=own_mode, tokens=own_tokens):
-        done.add(decision)
+        done.add(_offloaded(decision) if mode == OFFLOAD and decision.name == "train.memory" else decision)
     fastest = replace(load, tokens=own_tokens or max(load.length, step), mode=own_mode or MODES[0], accumulate=False)
     count = s.model.parameters if s.method == "full" else trainable(s.model, load.config)
     pace = _pace(s, done, settled, count, runs)
@@ -116,6 +119,7 @@ def _load(s: Situation, done: Settled, trainer: str) -> tuple[Load, int]:
         packed=s.run.train.packing,
         trainer="hf" if trainer == "hf" else "lorawise",
         packing="int8" if done.text("base.dtype") == "int8" else "nf4",
+        double_quant=s.run.base.double_quant,
     )
     if "train.batch_tokens" in done:
         return load, done.whole("train.batch_tokens")
@@ -124,7 +128,21 @@ def _load(s: Situation, done: Settled, trainer: str) -> tuple[Load, int]:
 
 def _as_held(model: ModelFacts, dtype: str, s: Situation) -> ModelFacts:
     """The model in the type that its products are computed in, whatever it is stored in."""
-    return model.replace(dtype=computed_in(dtype, model, s.device))
+    wanted = s.asked("base.compute_dtype") if s.method == "qlora" else None
+    return model.replace(dtype=computed_in(dtype if wanted is None else str(wanted), model, s.device))
+
+
+def _offloaded(frugal: Decision) -> Decision:
+    """Layers are computed again, and their inputs wait in the processor's memory: the device holds less than `frugal`
+    says, never more."""
+    return replace(
+        frugal,
+        value=OFFLOAD,
+        reason="as you wrote it: layers' inputs wait in the processor's memory; predicted as frugal, which takes more",
+        range=(*MODES, OFFLOAD),
+        asked=True,
+        advised=frugal.value,
+    )
 
 
 def _pace(s: Situation, done: Settled, load: Load, count: int, runs: Path | None) -> Pace | None:

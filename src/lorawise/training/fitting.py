@@ -12,6 +12,7 @@ from lorawise.base.errors import LorawiseError
 from lorawise.base.findings import Finding
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.read import read_model
+from lorawise.models.dtypes import QUANTISED
 from lorawise.models.files import ModelFiles
 from lorawise.planning.concessions import concessions
 from lorawise.planning.fit import settle
@@ -39,7 +40,7 @@ def fitted(
 ) -> Fitted | None:
     """The fastest mode and the most tokens at once that are predicted to fit; what `run` says itself is kept.
 
-    None where planning cannot predict: a family it cannot read, or a base in int8.
+    None where planning cannot predict: a family it cannot read.
     """
     asked = run.train.memory
     mode: Mode | None = next((known for known in MODES if known == asked), None)
@@ -50,8 +51,6 @@ def fitted(
     tokens = run.train.micro_batch_tokens
     try:
         load = load_of(run, files, model, longest=longest, packed=packed)
-        if load is None:
-            return None
         settled = settle(load, step=step, mode=mode, tokens=None if tokens == "auto" else int(tokens))
         fits = settled.fits
     except LorawiseError:
@@ -64,16 +63,16 @@ def fitted(
     )
 
 
-def load_of(run: RunFile, files: ModelFiles, model: PreTrainedModel, *, longest: int, packed: bool) -> Load | None:
-    """The run's load on this machine; None for a base in int8, which is not predicted."""
-    if run.base.dtype == "int8":
-        return None
+def load_of(run: RunFile, files: ModelFiles, model: PreTrainedModel, *, longest: int, packed: bool) -> Load:
+    """The run's load on this machine."""
     facts = read_model(files.folder)
     return Load(
         model=facts.replace(dtype=run.base.computes_in),
         config=run.lora_config(),
         device=device_now(model),
-        method="qlora" if run.base.dtype == "nf4" else "lora",
+        method="qlora" if run.base.dtype in QUANTISED else "lora",
+        packing="int8" if run.base.dtype == "int8" else "nf4",
+        double_quant=run.base.double_quant,
         length=longest,
         packed=packed,
     )
