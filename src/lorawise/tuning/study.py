@@ -75,7 +75,7 @@ def tune(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.held())
-        slots = slots_of(prepared)
+        slots = slots_of(prepared, axes)
         if folder.asked.is_file():
             slots = int(folder.require_same(asked)["slots"])
         study = Study(

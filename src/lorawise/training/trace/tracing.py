@@ -6,7 +6,7 @@ It runs what a run runs, so it needs no formula and knows any architecture that 
 closed form in `planning.memory` is held against. An 8B step takes 3 to 5 s and no memory to speak of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def trace(
     trainer: TrainerName = "lorawise",
     stack: Stack | None = None,
     slots: int = 1,
+    beside: Sequence[LoraConfig] = (),
     dtype: str = "bfloat16",
     device: str = "cuda",
 ) -> Traced:
@@ -70,6 +71,7 @@ def trace(
 
     model    a transformers config, its dictionary, or a folder or file that holds one; no weights are read
     config   None for full fine-tuning alone
+    slots    adapters of `config` side by side, and one of each of `beside` in the same bank
     stack    how the stock trainer is set up; of ours only `double_quant` matters
     Raises `ConfigError` for what cannot be meant, `ModelError` for what transformers cannot build.
     """
@@ -88,7 +90,7 @@ def trace(
     step: OurStep | StockStep
     if trainer == "lorawise":
         assert config is not None
-        step = OurStep(model=base, configs=[config] * slots, workload=workload, mode=mode)
+        step = OurStep(model=base, configs=[config] * slots + list(beside), workload=workload, mode=mode)
         step.prepare()
     else:
         step = StockStep(
