@@ -17,7 +17,7 @@ from tests.peft_oracle import logits_of, peft_loaded
 from tests.store.made_adapters import NAMES, SHAPES, adapters, dense, draw, error, saved
 
 from lorawise import LoraConfig
-from lorawise.base.errors import AdapterError
+from lorawise.base.errors import AdapterError, ConfigError
 from lorawise.cli.app import run
 from lorawise.exporting.export import export
 from lorawise.exporting.exporters import EXPORTERS, Options
@@ -194,6 +194,14 @@ def test_vllm_refuses_a_rank_that_it_does_not_take(tmp_path: Path) -> None:
     source = saved(tmp_path / "own", draw(replace_rank(513), NAMES[:1], torch.float32, 0))
     with pytest.raises(AdapterError, match="resize --rank 512"):
         export(source, "vllm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "peft", "mlx"])
+def test_a_whole_model_is_for_engines_that_are_given_one(engine: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "own", draw(replace_rank(4), NAMES, torch.float32, 0))
+    with pytest.raises(ConfigError, match="--merged is for gguf and ollama"):
+        export(source, engine, tmp_path / "out", Options(merged=True))
     assert not (tmp_path / "out").exists()
 
 

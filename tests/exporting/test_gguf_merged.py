@@ -1,6 +1,7 @@
 """Merged GGUF files: the same file but for what the adapter updates, opened again by this project's own reader."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.exporting.tiny_cases import MIXED, adapted, apart, model_of, ours
 from tests.models.gguf_files import write_gguf
 
 from lorawise import LoraConfig
 from lorawise.base.errors import AdapterError, LorawiseError, StorageError
+from lorawise.base.gguf import GGUFHeader
 from lorawise.cli.app import run
 from lorawise.exporting.export import export
 from lorawise.exporting.exporters import Exported, Options
@@ -158,6 +162,7 @@ def test_types_that_are_only_read_become_q8_0_unless_they_should_be_kept(tmp_pat
     ("change", "told"),
     [
         (lambda p: Options(model="", merged=True), "tiny is no GGUF file"),
+        (lambda p: Options(model=str(p / "none.gguf"), merged=True), "there is no file"),
         (lambda p: Options(model=str(p), merged=True), "is no GGUF file"),
         (lambda p: Options(model=str(p / "base.gguf"), merged=True, dtype="bfloat17"), "no dtype of a merged GGUF"),
         (lambda p: Options(model=str(p / "other.gguf"), merged=True), "does not fit"),
@@ -173,6 +178,36 @@ def test_what_cannot_be_meant_is_refused_before_a_byte(change: Any, told: str, t
         merged(tmp_path, change(tmp_path))
     assert told in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    case(folder, "llama", Kind.Q4_0)
+    return folder
+
+
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
+    cut=st.none() | st.floats(0, 1),
+    names=st.booleans(),
+)
+@settings(max_examples=60)
+def test_a_damaged_file_is_refused_or_merged_and_never_half_written(
+    changes: list[tuple[float, int]], cut: float | None, names: bool, whole: Path
+) -> None:
+    """Bytes of the header changed at random: of all of it, or of the list of tensors; and files cut short."""
+    header, raw = GGUFHeader.open(whole / "base.gguf"), bytearray((whole / "base.gguf").read_bytes())
+    first = header.infos_at if names else 0
+    for place, byte in changes:
+        raw[first + int(place * (header.data_at - first - 1))] = byte
+    (whole / "bad.gguf").write_bytes(raw if cut is None else raw[: int(cut * len(raw))])
+    shutil.rmtree(whole / "out", ignore_errors=True)
+    try:
+        merged(whole, Options(model=str(whole / "bad.gguf"), merged=True))
+    except LorawiseError:
+        assert not (whole / "out").exists()
+    assert not list(whole.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "No space left on device")])

@@ -41,7 +41,8 @@ def to_gguf(source: Source, folder: Path, options: Options) -> Exported:
     if options.merged:
         return to_merged_gguf(source, folder, options)
     if options.dtype not in _DTYPES:
-        raise ConfigError(f"'{options.dtype}' is no dtype of a GGUF adapter", cure=nearest(options.dtype, [*_DTYPES]))
+        cure = f"{nearest(options.dtype, [*_DTYPES])}; others are for --merged"
+        raise ConfigError(f"'{options.dtype}' is no dtype of a GGUF adapter", cure=cure)
     architecture, places = places_of(source, base_facts(source, options.model))
     adapter, dtype = source.adapter, _DTYPES[options.dtype]
     alpha = _alpha(adapter)

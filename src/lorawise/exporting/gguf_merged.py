@@ -10,6 +10,7 @@ as a merge measures it.
 
 import contextlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from lorawise.merging.companions import RECORD
 from lorawise.merging.writing import MergedLayer
 from lorawise.models.files import EMBEDDED
 from lorawise.store.algebra.result import Source
+from lorawise.store.peft_config import listing
 
 MODEL = "model.gguf"
 LOSSY = 0.05
@@ -74,9 +76,11 @@ def base_file(source: Source, options: Options) -> Iterator[Path]:
         with embedded_file() as path:
             yield path
         return
-    if path.suffix.lower() != ".gguf" or not path.is_file():
+    if path.suffix.lower() == ".gguf" and not path.is_file():
+        raise ConfigError(f"there is no file {path}", expected="the base's GGUF file", cure="name it with --model")
+    if path.suffix.lower() != ".gguf":
         raise ConfigError(
-            f"{named or 'the base, which the adapter does not name,'} is no GGUF file on this machine",
+            f"{named or 'the base, which the adapter does not name,'} is no GGUF file",
             expected="--model BASE.gguf: the adapter is put into that file",
             cure=f"or lorawise merge {named or 'MODEL'} {source.folder} -o merged, and llama.cpp's convert_hf_to_gguf",
         )
@@ -98,6 +102,7 @@ class Merging:
         header = GGUFHeader.open(path)
         if int(header.settings.get("split.count") or 1) > 1:
             raise ModelError(f"{path} is one part of a model", cure="join the parts with llama-gguf-split --merge")
+        _refuse_unknown_types(header)
         ends = [header.data_at + held.offset + _size(held) for held in header.tensors.values()]
         if path.stat().st_size < max(ends, default=0):
             raise ModelError(f"{path} is torn: it ends inside its tensors", cure="copy or fetch the file again")
@@ -169,6 +174,22 @@ class Merging:
         yield Finding(code="widened", level="note", message=message, cure="--dtype keep leaves their type")
 
 
+def _refuse_unknown_types(header: GGUFHeader) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    known = {int(kind): blocks for kind, (blocks, _) in GGML_QUANT_SIZES.items() if kind in GGMLQuantizationType}
+    strange = [
+        name
+        for name, held in header.tensors.items()
+        if held.type not in known or not held.shape or held.shape[0] % known[held.type]
+    ]
+    if strange:
+        raise ModelError(
+            f"{header.path}: {listing(strange)} of no type or shape that is known here",
+            cure="pip install -U gguf, if a newer one knows it; or fetch the file again",
+        )
+
+
 def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dtype: str) -> dict[str, Adapted]:
     """Tensor → what becomes of it; everything that cannot be written is told at once."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -184,7 +205,9 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
             continue
         kind = GGMLQuantizationType(held.type)
         into = GGMLQuantizationType[_into(kind.name, held.shape[0], dtype)]
-        if into.name not in _WRITABLE:
+        if not _can_be_read(kind):
+            problems.append(f"{place.tensor} is {kind.name}, which cannot be read here")
+        elif into.name not in _WRITABLE:
             problems.append(f"{place.tensor} is {kind.name}, which is only read here")
         elif held.shape[0] % GGML_QUANT_SIZES[into][0]:
             problems.append(f"{place.tensor} is {held.shape[0]} wide, which {into.name} cannot hold")
@@ -197,6 +220,17 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
             cure="leave --dtype out, or name q8_0 or float16: it is for the adapted tensors alone",
         )
     return found
+
+
+def _can_be_read(kind: Any) -> bool:
+    """Whether the `gguf` package has numbers for it, tried on one block of zeros: it does not tell otherwise."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _into(kind: str, width: int, dtype: str) -> str:
@@ -225,7 +259,7 @@ def _size(tensor: GGUFTensor) -> int:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     elements, width = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
-    return int(np.prod(tensor.shape, dtype=np.int64)) // elements * width
+    return math.prod(tensor.shape) // elements * width
 
 
 def _pad(file: BinaryIO, place: int) -> None:
@@ -278,8 +312,8 @@ def _merged_block(raw: NDArray[np.uint8], change: Adapted, delta: NDArray[Any]) 
     def numbers(bits: NDArray[Any], kind: int) -> NDArray[np.float32]:
         return np.asarray(dequantize(bits, GGMLQuantizationType(kind)), dtype=np.float32)
 
-    before = numbers(raw, change.held.type)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is refused by its loss
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is refused by its loss
+        before = numbers(raw, change.held.type)
         bits = np.ascontiguousarray(quantize(before + delta, GGMLQuantizationType(change.into)))
         return bits, Loss.of(numbers(bits.view(np.uint8), change.into) - before, delta)
 
