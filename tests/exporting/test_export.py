@@ -169,7 +169,7 @@ def extended(module: str, **more: Any) -> Any:
     [
         (extended("model.embed_tokens", kinds={"model.embed_tokens": "embedding"}), "embeddings: model.embed_tokens"),
         (extended("lm_head"), "output heads: lm_head"),
-        (extended("model.layers.0.mlp.experts.3.up_proj"), "experts: model.layers.0.mlp.experts.3.up_proj"),
+        (extended("model.layers.0.mlp.experts.gate_up_proj"), "experts: model.layers.0.mlp.experts.gate_up_proj"),
         (
             replace(
                 draw(LoraConfig(r=4, scaling=1.0, modules_to_save=("score",)), NAMES, torch.float32, 0),

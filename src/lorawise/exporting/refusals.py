@@ -25,7 +25,7 @@ def _problems(source: Source, *, heads: bool) -> Iterator[str]:
     adapter = source.adapter
     embeddings = [name for name, kind in adapter.kinds.items() if kind == "embedding"]
     found = [name for name in adapter.layers if name.rpartition(".")[2] in _HEADS and name not in embeddings]
-    experts = [name for name in adapter.layers if "experts" in name.split(".")]
+    experts = [n for n in adapter.layers if adapter.kinds.get(n) == "experts" or "experts" in n.split(".")]
     for noun, names in (
         ("trained in full", list(adapter.full)),
         ("embeddings", embeddings),
