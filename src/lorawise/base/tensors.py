@@ -88,6 +88,13 @@ def widen_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The bits of float32 values rounded to bf16, ties to even; NaN stays NaN, beyond the largest becomes infinity."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    bits = values.view("<u4")
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += bits
+    rounded += np.uint32(0x7FFF)
+    upper: NDArray[np.uint16] = rounded.reshape(-1).view("<u2")[1::2].reshape(values.shape)
+    if np.isnan(values).any():
+        upper[np.isnan(values)] = 0x7FC0
+    return np.ascontiguousarray(upper)

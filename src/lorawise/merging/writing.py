@@ -25,6 +25,7 @@ from lorawise.merging.changes import Changes, Update
 from lorawise.merging.companions import companions, merged_config
 from lorawise.merging.nf4 import Quantised, round_trip
 from lorawise.merging.shards import Piece, converted, copied, piece, placed, rows_of, write_shard
+from lorawise.training.heap import keep_freed_memory
 
 Into = Literal["stored", "nf4", "nf4-double"]
 Progress = Callable[[int, int], None]  # bytes written, bytes to write
@@ -80,6 +81,7 @@ class Writing:
             written += count
             progress(written, total)
 
+        keep_freed_memory()  # the same few blocks again and again: their pages need not be faulted in each time
         with one_blas_thread():
             for shard in self.base.shards:
                 pieces = self.pieces[shard.path.name]
