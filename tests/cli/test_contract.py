@@ -16,6 +16,7 @@ from lorawise.base.findings import Finding
 from lorawise.cli.app import run
 from lorawise.report.events import Reader
 from lorawise.runfile import RunFile
+from lorawise.training.peers import Peers
 from lorawise.training.result import RunResult
 
 RUN_FILE = "model: user/model\ndata: {train: user/rows}\nlora: {r: 16, alpha: 32}\n"
@@ -50,8 +51,10 @@ class FakeTrain:
         dry_run: bool,
         findings: Sequence[Finding],
         readers: tuple[Reader, ...],
+        peers: Peers,
     ) -> RunResult:
         print("a library talks")
+        assert peers.leads
         self.run, self.out, self.modes, self.readers = run_file, out, (resume, dry_run), len(readers)
         if self.problem is not None:
             raise self.problem
