@@ -238,5 +238,6 @@ def test_the_command_verifies_what_it_wrote(tmp_path: Path, capsys: pytest.Captu
     assert told["verify"]["same"]
     assert told["retention"] == pytest.approx(1, abs=1e-5)
     assert len(told["layers"]) == 14
+    assert run(["verify", str(tmp_path / "base.gguf"), str(tmp_path / "own"), str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record["retention"] == told["retention"]

@@ -10,7 +10,6 @@ as a merge measures it.
 
 import contextlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from lorawise.base.findings import Finding
 from lorawise.base.gguf import GGUFHeader, GGUFTensor, aligned, encoded
 from lorawise.exporting.exporters import Exported, Options
 from lorawise.exporting.gguf_places import places_of
+from lorawise.exporting.gguf_types import INTO, WRITABLE, can_be_read, refuse_unknown_types, size_of, type_for
 from lorawise.facts.gguf import read_gguf
 from lorawise.facts.gguf_tensors import Place
 from lorawise.merging.arithmetic import AT_ONCE, BLOCK, Factors, Loss
@@ -35,13 +35,9 @@ from lorawise.merging.companions import RECORD
 from lorawise.merging.writing import MergedLayer
 from lorawise.models.files import EMBEDDED
 from lorawise.store.algebra.result import Source
-from lorawise.store.peft_config import listing
 
 MODEL = "model.gguf"
 LOSSY = 0.05
-_INTO = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
-_WIDE = ("F32", "F16", "BF16", "Q8_0")
-_WRITABLE = (*_WIDE, "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _CHUNK = 1 << 22  # bytes copied at once
 
 
@@ -102,8 +98,8 @@ class Merging:
         header = GGUFHeader.open(path)
         if int(header.settings.get("split.count") or 1) > 1:
             raise ModelError(f"{path} is one part of a model", cure="join the parts with llama-gguf-split --merge")
-        _refuse_unknown_types(header)
-        ends = [header.data_at + held.offset + _size(held) for held in header.tensors.values()]
+        refuse_unknown_types(header)
+        ends = [header.data_at + held.offset + size_of(held) for held in header.tensors.values()]
         if path.stat().st_size < max(ends, default=0):
             raise ModelError(f"{path} is torn: it ends inside its tensors", cure="copy or fetch the file again")
         _, places = places_of(source, read_gguf(path, str(path)))
@@ -112,7 +108,7 @@ class Merging:
 
     @property
     def nbytes(self) -> int:
-        return self.layout.data_at + sum(_size(tensor) for tensor in self.layout.tensors.values())
+        return self.layout.data_at + sum(size_of(tensor) for tensor in self.layout.tensors.values())
 
     def write(self, folder: Path) -> list[MergedLayer]:
         """The model and its record."""
@@ -131,7 +127,7 @@ class Merging:
                 if name in self.adapted:
                     layers.append(_merge(old, new, begins, self.adapted[name], self.source, pool))
                 else:
-                    _copy(old, new, begins, _size(held))
+                    _copy(old, new, begins, size_of(held))
                 progress(new.tell(), total)
             _pad(new, aligned(new.tell(), self.layout.alignment))
         loss = sum((layer.loss for layer in layers), Loss())
@@ -174,28 +170,12 @@ class Merging:
         yield Finding(code="widened", level="note", message=message, cure="--dtype keep leaves their type")
 
 
-def _refuse_unknown_types(header: GGUFHeader) -> None:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    known = {int(kind): blocks for kind, (blocks, _) in GGML_QUANT_SIZES.items() if kind in GGMLQuantizationType}
-    strange = [
-        name
-        for name, held in header.tensors.items()
-        if held.type not in known or not held.shape or held.shape[0] % known[held.type]
-    ]
-    if strange:
-        raise ModelError(
-            f"{header.path}: {listing(strange)} of no type or shape that is known here",
-            cure="pip install -U gguf, if a newer one knows it; or fetch the file again",
-        )
-
-
 def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dtype: str) -> dict[str, Adapted]:
     """Tensor → what becomes of it; everything that cannot be written is told at once."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if dtype not in ("auto", "keep", *_INTO):
-        raise ConfigError(f"'{dtype}' is no dtype of a merged GGUF", cure=nearest(dtype, ["auto", "keep", *_INTO]))
+    if dtype not in ("auto", "keep", *INTO):
+        raise ConfigError(f"'{dtype}' is no dtype of a merged GGUF", cure=nearest(dtype, ["auto", "keep", *INTO]))
     found, problems = dict[str, Adapted](), list[str]()
     for module, (a, b) in source.adapter.layers.items():
         place = places[module]
@@ -204,10 +184,10 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
             problems.append(f"{module}: the file holds no {place.tensor} of {a.shape[1]} → {b.shape[0]}")
             continue
         kind = GGMLQuantizationType(held.type)
-        into = GGMLQuantizationType[_into(kind.name, held.shape[0], dtype)]
-        if not _can_be_read(kind):
+        into = GGMLQuantizationType[type_for(kind.name, held.shape[0], dtype)]
+        if not can_be_read(kind):
             problems.append(f"{place.tensor} is {kind.name}, which cannot be read here")
-        elif into.name not in _WRITABLE:
+        elif into.name not in WRITABLE:
             problems.append(f"{place.tensor} is {kind.name}, which is only read here")
         elif held.shape[0] % GGML_QUANT_SIZES[into][0]:
             problems.append(f"{place.tensor} is {held.shape[0]} wide, which {into.name} cannot hold")
@@ -216,28 +196,10 @@ def _adapted(source: Source, header: GGUFHeader, places: Mapping[str, Place], dt
     if problems:
         raise AdapterError(
             f"{header.path} cannot take {source.folder}:\n  " + "\n  ".join([*problems[:8], *_more(problems)]),
-            expected=f"tensors of type {', '.join(_WRITABLE)}",
+            expected=f"tensors of type {', '.join(WRITABLE)}",
             cure="leave --dtype out, or name q8_0 or float16: it is for the adapted tensors alone",
         )
     return found
-
-
-def _can_be_read(kind: Any) -> bool:
-    """Whether the `gguf` package has numbers for it, tried on one block of zeros: it does not tell otherwise."""
-    from gguf import GGML_QUANT_SIZES, dequantize
-
-    try:
-        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
-
-
-def _into(kind: str, width: int, dtype: str) -> str:
-    """The type that a tensor of `kind` becomes; Q8_0 holds rows of whole blocks of 32."""
-    if dtype == "auto" and kind not in _WIDE:
-        return "F16" if width % 32 else "Q8_0"
-    return kind if dtype in ("auto", "keep") else _INTO[dtype]
 
 
 def _more(problems: list[str]) -> list[str]:
@@ -249,17 +211,9 @@ def _layout(header: GGUFHeader, adapted: Mapping[str, Adapted]) -> GGUFHeader:
     tensors, end = dict[str, GGUFTensor](), 0
     for name, held in header.tensors.items():
         tensors[name] = replace(held, type=adapted[name].into if name in adapted else held.type, offset=end)
-        end = aligned(end + _size(tensors[name]), header.alignment)
+        end = aligned(end + size_of(tensors[name]), header.alignment)
     data_at = aligned(header.infos_at + len(encoded(tensors)), header.alignment)
     return replace(header, tensors=tensors, data_at=data_at)
-
-
-def _size(tensor: GGUFTensor) -> int:
-    """Bytes."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    elements, width = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
-    return math.prod(tensor.shape) // elements * width
 
 
 def _pad(file: BinaryIO, place: int) -> None:
@@ -277,7 +231,7 @@ def _merge(
 ) -> MergedLayer:
     """Block of rows by block of rows, a few at once."""
     columns, rows = change.held.shape
-    stride = _size(change.held) // rows
+    stride = size_of(change.held) // rows
     update = _update(source, change)
     height = max(1, BLOCK // columns)
     spans = [(first, min(first + height, rows)) for first in range(0, rows, height)]

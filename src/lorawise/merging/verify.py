@@ -41,7 +41,8 @@ def verify(
     dtype: str = "auto",
     texts: tuple[str, ...] = PROBES,
 ) -> Verified:
-    """Compare `model` + `adapter` at run time with `other`: a merged folder, a .gguf file, or a second adapter.
+    """Compare `model` + `adapter` at run time with `other`: a merged folder, a .gguf file, an export's
+    folder, or a second adapter.
 
     dtype  of both; auto: each checkpoint's own, and float32 wherever one of the two is float32
     `ModelError` and `AdapterError` for what cannot be opened, and for vocabularies that differ.
@@ -70,9 +71,13 @@ def verify(
 
 
 def _other(model: str | Path, other: str | Path, dtype: str) -> Loaded:
-    """A second adapter is loaded over the same base; anything else is a model by itself."""
+    """A second adapter is loaded over the same base; anything else is a model by itself, an export's folder
+    its model.gguf."""
     if (Path(other).expanduser() / "adapter_config.json").is_file():
         return load(model, {"other": other}, dtype=dtype)
+    exported = Path(other).expanduser() / "model.gguf"
+    if exported.is_file() and not exported.with_name("config.json").is_file():
+        other = exported
     return load(other, dtype=dtype)
 
 
