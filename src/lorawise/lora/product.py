@@ -49,7 +49,8 @@ class _LinearPlusLowRank(Function):
         ctx: Any, x: Tensor, A: Tensor, B: Tensor, weight: Weight, layer: nn.Module, s: Scale, masks: Masks | None
     ) -> Tensor:
         y: Tensor = layer(x)
-        if y._is_view():  # of a temporary nobody else holds; as a view it could not be changed in place by its reader
+        # A view of a temporary nobody else holds could not be changed in place by its reader; a graph has no views.
+        if not torch.compiler.is_compiling() and y._is_view():
             y = torch.ops.aten._unsafe_view(y, y.shape)
         u, a, b = _add_(y, x, A, B, s, masks)
         packed = isinstance(weight, PackedLinear)

@@ -42,6 +42,7 @@ COMPUTE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTISED = ("nf4", "int8")
 DTYPES = (*COMPUTE_DTYPES, *QUANTISED)
 MEMORY = ("auto", "speed", "balanced", "frugal", "offload")
+COMPILE = ("off", "auto", "on")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -228,6 +229,7 @@ class TrainSettings(_Settings):
         "auto", description="tokens at once, when packed"
     )
     memory: Annotated[str, kind(word(*MEMORY))] = Field("auto", description=" | ".join(MEMORY))
+    compile: Annotated[str, kind(word(*COMPILE))] = Field("off", description="decoder layers: off | auto | on")
     schedule: Annotated[str, kind(word(*SCHEDULES))] = Field("cosine", description=" | ".join(SCHEDULES))
     warmup: Annotated[int | float, kind(kinds.steps_or_share)] = Field(0.03, description="a share of the run, or steps")
     weight_decay: NonNegative = Field(0.0, description="of A and B")

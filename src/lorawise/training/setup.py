@@ -19,6 +19,7 @@ from lorawise.models.packing import PACKED, packing_support
 from lorawise.models.window import require_known_tokens, window_of_model
 from lorawise.planning.load import Load
 from lorawise.runfile import RunFile
+from lorawise.training.compiling import compile_layers
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
 from lorawise.training.fitting import Fitted, fitted
 from lorawise.training.heap import keep_freed_memory
@@ -79,6 +80,7 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs, peers: Peers = ALON
     adapters = inject(model, lora_config(run, head=inputs.head))
     _require_patterns_meant(adapters)
     keep_activations(model, run.train.memory)
+    uncompiled = compile_layers(model, run.train.compile, memory=run.train.memory)
     optimizer = BankAdamW(trained_parameters(adapters), [slot_settings(run)], scaled=run.base.computes_in == "float16")
     trainer = Trainer(
         model=model,
@@ -96,9 +98,13 @@ def prepare(run: RunFile, files: ModelFiles, inputs: Inputs, peers: Peers = ALON
         trainer=trainer,
         evaluator=_evaluator(run, trainer, inputs, options),
         total=total,
-        findings=(*inputs.findings, *findings, *_ranks_beyond(adapters), *(() if fit is None else fit.findings)),
+        findings=(*inputs.findings, *findings, *_ranks_beyond(adapters), *_told(fit, uncompiled)),
         load=None if fit is None else fit.load,
     )
+
+
+def _told(fit: Fitted | None, uncompiled: Finding | None) -> tuple[Finding, ...]:
+    return (*(() if fit is None else fit.findings), *(() if uncompiled is None else (uncompiled,)))
 
 
 def _with_dtypes(run: RunFile, files: ModelFiles, device: torch.device) -> RunFile:
