@@ -151,10 +151,17 @@ class Merging:
             files=(MODEL, RECORD),
             rounded=False,
             flags=(f"-m {folder / MODEL}",),
-            findings=(*self._widened(), *_lossy(loss, self.options.dtype)),
+            findings=(*self._other_base(), *self._widened(), *_lossy(loss, self.options.dtype)),
             opens=folder / MODEL,
             layers=tuple(layers),
         )
+
+    def _other_base(self) -> Iterator[Finding]:
+        """Shapes are proved; whether the numbers are those of the run's base a quantised file cannot tell."""
+        named, base = self.options.model or self.source.base, self.source.base
+        if base and Path(named).expanduser() != Path(base).expanduser():
+            message = f"the adapter was trained over {base}; its shapes fit {named}, whose weights may be others"
+            yield Finding(code="other-base", level="note", message=message, cure="--verify shows how it answers there")
 
     def _widened(self) -> Iterator[Finding]:
         from gguf import GGMLQuantizationType
