@@ -91,7 +91,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 
 
 def test_auto_parts_a_step_among_the_processes(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, train__steps=1, train__eval_every=1)
+    run = tiny_run(tmp_path, train__steps=1, train__warmup=0, train__eval_every=1)
     assert run.train.micro_batch_tokens == "auto"
     assert ended(processes(2, written(run, tmp_path), "-o", str(tmp_path / "two")))[0][0] == 0
     assert "micro_batch_tokens: 128" in (tmp_path / "two" / "run.yaml").read_text(), "half of the step's 256"
