@@ -1,0 +1,1 @@
+"""Swapping, scaling and stacking adapters that are resident: how long each takes and what it allocates."""
