@@ -73,7 +73,6 @@ def load_of(run: RunFile, files: ModelFiles, model: PreTrainedModel, *, longest:
         method="qlora" if run.base.dtype in QUANTISED else "lora",
         packing="int8" if run.base.dtype == "int8" else "nf4",
         double_quant=run.base.double_quant,
-        double_quant=run.base.double_quant,
         length=longest,
         packed=packed,
     )
