@@ -63,7 +63,7 @@ def test_elsewhere_it_is_plain_lines(events):
     seen = shown_on(events, width=80, terminal=False)
     assert "\x1b" not in seen
     lines = seen.splitlines()
-    assert lines[0] == "study    12 settings of r × scaling × lr; 12 at most side by side" or "16 at most" in lines[0]
+    assert lines[0] == "study    12 settings of r × scaling × lr; 8 at most side by side"
     assert sum(line.startswith("failed") for line in lines) == 4
     assert sum(line.startswith("rung ") for line in lines) == len([e for e in events if isinstance(e, RungEnded)])
     assert len(lines) < 20
