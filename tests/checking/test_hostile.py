@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.checking.corpus.case import adapter, rows
+from tests.checking.corpus.case import adapter, pairs, rows
 from tests.checking.corpus.sane import AXOLOTL, TRL
 
 from lorawise import check
@@ -113,7 +113,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 def test_pipes_and_missing_paths_are_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    assert codes(tmp_path / "pipe.yaml", tmp_path / "gone.yaml") == ["LW001", "LW001"]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert codes(tmp_path / "pipe.yaml", tmp_path / "pipe.jsonl", tmp_path / "gone.yaml") == ["LW001"] * 3
     (tmp_path / "empty").mkdir()
     assert codes(tmp_path / "empty") == ["LW003"]
 
@@ -129,7 +130,19 @@ def test_patterns_that_backtrack_are_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [[], "x", {"r": "x"}, {"r": {}, "target_modules": 4}, {"rank_pattern": [1]}, {"r": 1e308}]
+    "fields",
+    [
+        [],
+        "x",
+        {"r": "x"},
+        {"r": {}, "target_modules": 4},
+        {"rank_pattern": [1]},
+        {"r": 1e308},
+        {"r": float("nan"), "lora_alpha": float("inf")},
+        {"r": 10**400, "lora_alpha": 8},
+        {"r": -8, "lora_alpha": 8, "use_rslora": True},
+        {"lora_alpha": 8, "rank_pattern": {"q_proj": float("nan")}, "alpha_pattern": {"q_proj": float("inf")}},
+    ],
 )
 def test_an_adapter_config_of_nonsense_is_told(fields: object, tmp_path: Path) -> None:
     files = adapter()
@@ -137,6 +150,13 @@ def test_an_adapter_config_of_nonsense_is_told(fields: object, tmp_path: Path) -
     held = files["adapter/adapter_model.safetensors"]
     (tmp_path / "adapter_model.safetensors").write_bytes(held if isinstance(held, bytes) else b"")
     assert {"LW002", "LW608"} & set(codes(tmp_path))
+
+
+def test_weights_whose_product_overflows_are_noise(tmp_path: Path) -> None:
+    for name, content in adapter(pairs(change=lambda _, tensor: tensor * 1e30)).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "LW602" in codes(tmp_path)
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:

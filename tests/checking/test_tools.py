@@ -92,6 +92,18 @@ def test_mlx_takes_the_scaling_itself(tmp_path: Path) -> None:
     assert "rank: 8" in text
 
 
+def test_ms_swift_is_told_how_to_quantize_or_it_would_not(tmp_path: Path) -> None:
+    text = "base_model: m\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_alpha: 16\n"
+    (tmp_path / "axolotl.yaml").write_text(text, encoding="utf-8")
+    assert "quant_method: bnb\nquant_bits: 4\n" in convert(tmp_path / "axolotl.yaml", "ms-swift")[1]
+
+
+def test_a_schedule_of_mlx_goes_by_the_name_other_tools_have_for_it(tmp_path: Path) -> None:
+    text = "model: m\nlora_parameters: {rank: 8, scale: 2.0}\nlr_schedule: {name: cosine_decay, warmup: 10}\n"
+    (tmp_path / "mlx.yaml").write_text(text, encoding="utf-8")
+    assert "lr_scheduler_type: cosine\n" in convert(tmp_path / "mlx.yaml", "llama-factory")[1]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

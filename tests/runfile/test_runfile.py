@@ -108,6 +108,7 @@ base: {dtype: nf5}
         ("train: {batch_tokens: 512, max_length: 1024}", "fits no step"),
         ("train: {warmup: 1.5}", "neither a share below 1"),
         ("train: {learning_rate: .nan}", "not a number above 0"),
+        (f"train: {{learning_rate: 1{'0' * 400}}}", "not a number above 0"),
         ("train: {betas: [0.9]}", "not two numbers"),
         ("lora: 16", "not a mapping"),
         ("lora: {target_modules: [], modules_to_save: []}", "nothing would train"),

@@ -29,6 +29,7 @@ from lorawise.store.peft_keys import PREFIX
 CONFIG_NAME = "adapter_config.json"
 TENSORS_NAME = "adapter_model.safetensors"
 MAX_BYTES = 2 * 2**30  # of tensors that are looked into
+LARGEST = 1e30  # of a config's numbers: no rank or alpha comes near, and its square is still a float
 ENERGY = 0.99  # of ‖ΔW‖² that the effective rank holds
 
 _HALF = re.compile(r"(?P<module>[^\s]{1,400})\.lora_(?P<half>[AB])(?P<name>\.[\w-]+)?\.weight")
@@ -81,15 +82,15 @@ class AdapterFile:
         return [key for key in self.keys if key not in paired]
 
     def number(self, name: str) -> float | None:
-        value = self.fields.get(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        """A field's finite number: JSON as Python writes it may say NaN and Infinity, which are none."""
+        return _number(self.fields.get(name))
 
     def scaling(self, module: str) -> float:
         """PEFT's: alpha_pattern and rank_pattern by the first key that matches, then alpha / r (or √r)."""
         rank = _of_pattern(self.fields.get("rank_pattern"), module) or self.number("r") or 1.0
         own = _of_pattern(self.fields.get("alpha_pattern"), module)
         alpha = own if own is not None else self.number("lora_alpha") or 0.0
-        return alpha / (math.sqrt(rank) if self.fields.get("use_rslora") is True else rank)
+        return alpha / (math.sqrt(abs(rank)) if self.fields.get("use_rslora") is True else rank)
 
     @cached_property
     def layers(self) -> tuple[LayerFacts, ...]:
@@ -147,13 +148,15 @@ class AdapterFile:
 
 
 def _facts(module: str, a: NDArray[Any], b: NDArray[Any], scaling: float) -> LayerFacts:
+    """Tensors whose product float32 cannot hold count as not finite: so will every answer be."""
     rank, width = a.shape[0], min(a.shape[1], b.shape[0])
     finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
     norm, needed = 0.0, 0
     if finite and b.any() and rank <= 4096:
-        wide_a, wide_b = a.astype(np.float32), b.astype(np.float32)
-        core = _triangle(wide_b) @ _triangle(wide_a.T).T
-        energy = np.linalg.svd(core, compute_uv=False).astype(np.float64) ** 2
+        with np.errstate(over="ignore", invalid="ignore"):
+            core = _triangle(b.astype(np.float32)) @ _triangle(a.astype(np.float32).T).T
+        finite = bool(np.isfinite(core).all())
+        energy = np.linalg.svd(np.where(np.isfinite(core), core, 0), compute_uv=False).astype(np.float64) ** 2
         norm = scaling * math.sqrt(float(energy.sum()))
         needed = int(np.searchsorted(np.cumsum(energy), ENERGY * energy.sum()) + 1)
     return LayerFacts(
@@ -177,11 +180,17 @@ def _of_pattern(pattern: object, module: str) -> float | None:
         return None
     for expression, value in pattern.items():
         try:
-            if full_match(rf"(.*\.)?({expression})", module) and isinstance(value, (int, float)):
-                return float(value)
+            if full_match(rf"(.*\.)?({expression})", module) and (number := _number(value)) is not None:
+                return number
         except ConfigError:
             continue
     return None
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > LARGEST:
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def config_fields(text: str) -> dict[str, Any]:

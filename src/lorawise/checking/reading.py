@@ -191,6 +191,8 @@ def _rows_of(run: RunFile, setting: Setting, folder: Path, parameters: int | Non
 
 
 def _rows(path: Path, *, named: bool) -> Iterator[Subject]:
+    if not path.is_file():
+        raise Unreadable("LW001", "is not a regular file")  # a pipe would wait
     if named or holds_rows(path):
         yield from _parts(read_data(path, role="rows"))
 

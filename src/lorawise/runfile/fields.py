@@ -6,6 +6,7 @@ A refusal is a ValueError whose text continues `lora.r: `, so that a loader can 
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -28,8 +29,8 @@ def number(value: object) -> float | int | None:
             value = float(value)
         except ValueError:
             return None
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
+    if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        return None  # NaN, infinity, and whole numbers that no float can hold
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -306,6 +306,12 @@ TRAINING = (
         LLAMA_FACTORY,
         ("save_steps: 500", "save_strategy: epoch\nload_best_model_at_end: true"),
     ),
+    config(
+        "LW409",
+        "best of no evaluation",
+        LLAMA_FACTORY,
+        ("eval_strategy: steps\neval_steps: 500", "load_best_model_at_end: true"),
+    ),
     config("LW410", "batch 512", LLAMA_FACTORY, ("gradient_accumulation_steps: 8", "gradient_accumulation_steps: 512")),
     script("LW411", "frozen inputs", TRL, ('"use_reentrant": False', '"use_reentrant": True')),
     script(

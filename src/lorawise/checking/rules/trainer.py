@@ -10,6 +10,7 @@ from lorawise.checking.script_setting import TRAINING
 from lorawise.checking.setting import Setting
 
 LARGE_BATCH = 128
+BY_TRAINER = ("peft", "unsloth", "llama-factory")  # evaluates only when asked (ms-swift does whenever it saves)
 TRIAL = 10  # steps: no more only try whether the script works
 
 
@@ -103,7 +104,7 @@ def best_model_out_of_step(setting: Setting) -> Iterator[Hit]:
         return
     evaluate, save = setting.evaluate_every, setting.save_every
     line = setting.line("load_best", "save_every")
-    if evaluate in (None, "no") and not setting.written("evaluate_every") and setting.tool in ("peft", "unsloth"):
+    if evaluate in (None, "no") and not setting.written("evaluate_every") and setting.tool in BY_TRAINER:
         yield Hit(
             message="load_best_model_at_end without an evaluation", cure="eval_strategy, as save_strategy", line=line
         )

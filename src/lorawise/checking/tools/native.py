@@ -116,6 +116,9 @@ add(
 )
 
 
+_MLX_SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}  # as the other tools call them
+
+
 def _mlx_finish(tree: Tree, draft: Draft) -> None:
     rank = draft.values.get("r", 8)
     scale = real(tree.get("lora_parameters.scale"))
@@ -134,6 +137,9 @@ def _mlx_finish(tree: Tree, draft: Draft) -> None:
     warmup = tree.get("lr_schedule.warmup")
     if warmup is not None:
         draft.put("warmup_steps", warmup, tree.lines["lr_schedule.warmup"])
+    schedule = tree.get("lr_schedule.name")
+    if isinstance(schedule, str):
+        draft.put("schedule", _MLX_SCHEDULES.get(schedule, schedule), tree.lines["lr_schedule.name"])
     if precision(tree.get("dtype")):
         draft.put("precision", tree.get("dtype"), tree.lines["dtype"])
 
@@ -154,7 +160,6 @@ add(
             "iters": "steps",
             "max_seq_length": "max_length",
             "grad_checkpoint": "checkpointing",
-            "lr_schedule.name": "schedule",
             "mask_prompt": "assistant_only",
         },
         defaults={"r": 8, "learning_rate": 1e-5, "rows_at_once": 4, "steps": 1000, "max_length": 2048},

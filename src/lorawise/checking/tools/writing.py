@@ -68,6 +68,7 @@ def swift(setting: Setting) -> str:
 def _swift(s: Setting) -> Lines:
     yield from _pairs(model=s.model, train_type="lora")
     if _four_bit(s):
+        yield "quant_method: bnb"  # without it ms-swift quantizes nothing, whatever the bits
         yield "quant_bits: 4"
     yield from _pairs(lora_rank=s.r, lora_alpha=s.alpha, lora_dropout=s.dropout or 0)
     if s.rslora:
