@@ -159,6 +159,18 @@ def test_weights_whose_product_overflows_are_noise(tmp_path: Path) -> None:
     assert "LW602" in codes(tmp_path)
 
 
+def test_a_script_nested_too_deeply_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "deep.py").write_text("import peft\nx = " + "+".join(["1"] * 20_000), encoding="utf-8")
+    (finding,) = check(tmp_path / "deep.py").findings
+    assert finding.message == "nested too deeply to be read"
+
+
+def test_an_adapter_config_says_which_number_is_none(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": "8"}', encoding="utf-8")
+    told = [finding.message for finding in check(tmp_path).findings if finding.code == "LW608"]
+    assert told == ["r is no number and lora_alpha is missing in adapter_config.json"]
+
+
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}', encoding="utf-8")
     (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")

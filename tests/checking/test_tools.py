@@ -104,6 +104,19 @@ def test_a_schedule_of_mlx_goes_by_the_name_other_tools_have_for_it(tmp_path: Pa
     assert "lr_scheduler_type: cosine\n" in convert(tmp_path / "mlx.yaml", "llama-factory")[1]
 
 
+def test_layers_that_another_tool_left_alone_are_told(tmp_path: Path) -> None:
+    (tmp_path / "mlx.yaml").write_text("model: m\nlora_parameters: {rank: 8, scale: 2.0}\n", encoding="utf-8")
+    assert "adapted the last 16" in convert(tmp_path / "mlx.yaml", "axolotl")[1]
+    assert "all layers" not in convert(tmp_path / "mlx.yaml", "mlx-lm")[1]
+
+
+def test_a_path_that_holds_nothing_to_convert_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        convert(tmp_path / "gone.yaml", "axolotl")
+    with pytest.raises(ConfigError, match="folder without an adapter"):
+        convert(tmp_path, "axolotl")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -122,8 +122,10 @@ def read_script(text: str, path: str, *, lines: Mapping[int, int] | None = None)
         line = (lines or {}).get(problem.lineno or 0, problem.lineno)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise Unreadable("LW002", f"not Python {version}: {problem.msg}", "mend the line", line) from None
-    except (RecursionError, MemoryError, ValueError) as problem:
-        raise Unreadable("LW002", f"not Python that can be read: {type(problem).__name__}") from None
+    except (RecursionError, MemoryError):
+        raise Unreadable("LW002", "nested too deeply to be read", "break the long expression up") from None
+    except ValueError as problem:
+        raise Unreadable("LW002", f"not Python that can be read: {problem}") from None
     return _Reader(tree, text, path, lines).script()
 
 

@@ -199,8 +199,9 @@ def rank_is_not_the_tensors(adapter: AdapterFile) -> Iterator[Hit]:
     """
     rank = adapter.number("r")
     if rank is None or adapter.number("lora_alpha") is None:
-        missing = [name for name in ("r", "lora_alpha") if adapter.number(name) is None]
-        yield Hit(message=f"{' and '.join(missing)} missing in adapter_config.json", cure="restore it")
+        unknown = [name for name in ("r", "lora_alpha") if adapter.number(name) is None]
+        said = [f"{name} is {'no number' if name in adapter.fields else 'missing'}" for name in unknown]
+        yield Hit(message=f"{' and '.join(said)} in adapter_config.json", cure="restore it")
         return
     if not adapter.fields.get("rank_pattern"):
         other = [layer for layer in adapter.layers if layer.rank != rank]
