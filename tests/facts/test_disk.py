@@ -236,3 +236,11 @@ def test_a_mixture_with_many_experts_is_read_quickly(tmp_path: Path) -> None:
     begin = time.process_time()
     assert read_model(tmp_path).parameters == 30_532_122_624
     assert time.process_time() - begin < 0.3
+
+
+def test_a_well_known_model_that_is_published_quantised_says_so() -> None:
+    """gpt-oss is published in MXFP4 alone: the plan is of 16 bits, and training starts from another repository."""
+    codes = {note.code: note for note in read_model("openai/gpt-oss-20b").notes}
+    assert set(codes) == {"facts-quantised", "facts-from-table"}
+    assert "mxfp4" in codes["facts-quantised"].message
+    assert {note.code for note in read_model("Qwen/Qwen3-30B-A3B").notes} == {"facts-from-table"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.planning.situations import SMOL_135M, rows, situation
+from tests.planning.situations import LLAMA_8B, SMOL_135M, rows, situation
 
 from lorawise.base.findings import Finding
 from lorawise.planning.contradictions import RULES, contradictions
@@ -42,6 +42,20 @@ def test_a_value_that_speaks_against_the_sources_is_a_finding_with_a_cure(
     assert code in findings
     assert findings[code].cure
     assert findings[code].level == "warning"
+
+
+def test_a_rank_for_experts_that_are_not_adapted_is_told(tmp_path: Path) -> None:
+    assert "has no fused experts" in found(tmp_path / "dense", "lora.expert_r=4")["no-experts"].message
+    mixtral = LLAMA_8B | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+
+    def of_experts(name: str, *sets: str) -> dict[str, Finding]:
+        s = situation(tmp_path / name, *sets, config=mixtral)
+        return {finding.code.removeprefix("plan-"): finding for finding in contradictions(s, decide(s))}
+
+    assert "all-linear" in of_experts("attention", "lora.expert_r=4")["no-experts"].cure
+    assert "no-experts" not in of_experts("adapted", "lora.expert_r=4", "lora.target_modules=all-linear")
+    wide = of_experts("wide", "lora.expert_r=9999", "lora.target_modules=[experts]")["rank-beyond-width"]
+    assert wide.cure.startswith("lora.expert_r: ")
 
 
 def test_the_guides_half_of_each_mistake_alone_is_quiet(tmp_path: Path) -> None:

@@ -67,6 +67,24 @@ def test_few_tokens_at_once_are_bound_by_reading_the_weights(llama: ModelFacts) 
     assert nf4.high < plain.high
 
 
+def test_a_micro_batch_reads_every_expert_that_some_token_is_sent_to() -> None:
+    """3 B of 30 B parameters compute a token, but 256 tokens reach all 128 experts: 57 GiB are read, not 6."""
+    model, device = read_model("Qwen/Qwen3-30B-A3B"), find_device("h100")
+    work = Work(model=model, trainable=0, length=47)
+    experts = sum(m.weights for m in model.decoder if m.experts > 1)
+    assert work.read(1) == work.met
+    assert work.read(2) - work.met == pytest.approx(experts * (8 / 128) * (1 - 8 / 128))
+    assert work.read(256) == pytest.approx(sum(m.weights for m in model.decoder), rel=1e-6)
+    few, many = (expected(work, device, dtype="bfloat16", micro_tokens=n) for n in (256, 65_536))
+    assert few is not None
+    assert many is not None
+    assert device.bandwidth is not None
+    assert 256 / few.high >= 3 * 2 * 29.8e9 / device.bandwidth
+    assert few.low < 0.8 * few.high  # at worst nothing is read while products run
+    assert "bound by reading the weights" in few.because
+    assert "bound" not in many.because
+
+
 def test_a_device_of_unknown_rate_has_no_pace(llama: ModelFacts) -> None:
     assert (
         expected(Work(model=llama, trainable=0, length=1), find_device("24GiB"), dtype="bfloat16", micro_tokens=1)

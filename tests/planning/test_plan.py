@@ -149,15 +149,26 @@ def test_a_price_makes_the_hours_money(base: Path, data: Path) -> None:
     assert forecast.cost[0] == pytest.approx(forecast.seconds[0] / 3600 * 3)
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_an_explanation_keeps_to_the_width_and_loses_no_word(base: Path, data: Path, width: int) -> None:
+    plan = lorawise.plan(base, data, device="h100")
+    for decision in plan.decisions:
+        text = plan.explain(decision.name, width)
+        assert max(map(len, text.splitlines())) <= width, decision.name
+        assert text.split() == plan.explain(decision.name, 1000).split()
+    rows = [line for line in plan.explain("lora.r", width).splitlines() if line.startswith("128 and more  ")]
+    assert len(rows) == 1  # a row of a table stays one
+
+
 def test_every_decision_can_be_explained(base: Path, data: Path) -> None:
     plan = lorawise.plan(base, data, device="h100")
     for decision in plan.decisions:
-        text = plan.explain(decision.name)
+        text = plan.explain(decision.name, 1000)
         assert text.startswith(decision.name)
         assert decision.reason[:30] in text
         assert len(text) > 300
     assert "Strength here" in plan.explain("lr")
-    assert "2e-4/scaling" in plan.explain("lora.scaling")
+    assert "2e-4/scaling" in plan.explain("lora.scaling", 1000)
     assert set(PAGES) <= {decision.name for decision in plan.decisions}
     with pytest.raises(ConfigError, match="did you mean 'scaling'"):
         plan.explain("scalign")

@@ -77,7 +77,7 @@ def plan(
     if trace:
         planned = _traced(planned)
     if explain is not None:
-        text = planned.explain(explain)
+        text = planned.explain(explain, width=_terminal()[0])
         return Outcome(document={"explain": explain, "text": text}, table=text)
     return _told(planned, out)
 

@@ -107,7 +107,7 @@ def _from_table(name: str) -> ModelFacts:
         cure="name a folder, or fetch the model, to read them from its files",
     )
     facts = _facts(values, {}, source=name, where="the bundled table", looked_for="")
-    return facts.replace(notes=(note,))
+    return facts.replace(notes=(*facts.notes, note))
 
 
 def _facts(
@@ -142,7 +142,8 @@ def _quantised(values: Mapping[str, Any], where: str) -> list[Finding]:
             code="facts-quantised",
             level="warning",
             path=where,
-            message=f"its weights are quantised with {method}; shapes are those of the model they stand for",
+            message=f"its weights are quantised with {method}, which `lorawise train` does not open; shapes and "
+            "memory are those of the model they stand for",
             cure="train from the model's unquantised repository",
         )
     ]

@@ -71,8 +71,24 @@ def rank_beyond_width(s: Situation, done: Settled) -> Iterator[Finding]:
             "rank-beyond-width",
             f"r {config.rank_of(narrow.name)} is more than {narrow.name} can have ({narrow.in_features:,} × "
             f"{narrow.out_features:,}), and {len(over) - 1:,} other matrices",
-            f"lora.r: {least} or less; from there on it is full fine-tuning at more cost",
+            f"lora.{'expert_r' if narrow.experts > 1 else 'r'}: {least} or less; from there on it is full fine-tuning "
+            "at more cost",
         )
+
+
+@contradiction
+def expert_rank_without_experts(s: Situation, done: Settled) -> Iterator[Finding]:
+    """A rank for experts where the targets take in none of them."""
+    asked = s.asked("lora.expert_r")
+    if asked is None or s.method == "full" or "lora.expert_r" in done:
+        return
+    has_experts = bool(s.model.experts)
+    yield _found(
+        "no-experts",
+        f"lora.expert_r {asked} has no effect: "
+        + ("the targets take in no experts" if has_experts else f"{s.model.architecture} has no fused experts"),
+        "lora.target_modules: all-linear, or leave it out" if has_experts else "leave it out",
+    )
 
 
 @contradiction

@@ -1,7 +1,9 @@
 """`--explain lora.scaling`: one decision at length: value, range, why, the decider's own page, and its sources."""
 
 import inspect
+import re
 import textwrap
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lorawise.base.errors import ConfigError, nearest
@@ -21,21 +23,21 @@ micro-batches."""
 PAGES = {"train.memory": MEMORY_PAGE, "train.micro_batch_tokens": MEMORY_PAGE}
 
 
-def explain(plan: "Plan", name: str) -> str:
-    """The long version of one decision; `ConfigError` with the nearest name."""
+def explain(plan: "Plan", name: str, width: int = 100) -> str:
+    """The long version of one decision, in lines of at most `width`; `ConfigError` with the nearest name."""
     decision = _find(plan, name)
     page = PAGES.get(decision.name) or inspect.getdoc(deciders[_page_of(decision.name)]) or ""
     lines = [
         f"{decision.name} = {shown(decision.value)}",
         *([f"  range    {shown_range(decision.range)}"] if decision.range else []),
-        *_wrapped("because", decision.reason),
+        *_wrapped("because", decision.reason, width),
         "",
-        page,
+        *_filled(page, width),
     ]
     if decision.name == "train.learning_rate":
-        lines += ["", f"Strength here: alpha · lr = {plan.strength:.2g}, {plan.strength_in_words}."]
+        lines += ["", *_filled(f"Strength here: alpha · lr = {plan.strength:.2g}, {plan.strength_in_words}.", width)]
     if decision.sources:
-        lines += ["", *(f"{key}: {SOURCES[key]}" for key in decision.sources)]
+        lines += ["", *(line for key in decision.sources for line in _hung(f"{key}: {SOURCES[key]}", width, 2))]
     return "\n".join(lines)
 
 
@@ -53,8 +55,29 @@ def _page_of(name: str) -> str:
     return {"train.steps": "train.epochs", "train.batch_size": "train.batch_tokens"}.get(name, name)
 
 
-def _wrapped(label: str, text: str) -> list[str]:
-    wrapped = textwrap.wrap(text, 100) or [""]
+def _filled(page: str, width: int) -> list[str]:
+    """Prose flows into lines of `width`; a line with columns or an indent of its own (a formula, a row) stays one."""
+    lines: list[str] = []
+    for is_prose, group in groupby(page.splitlines(), key=lambda line: bool(line) and "  " not in line):
+        if is_prose:
+            lines += textwrap.wrap(" ".join(group), width, break_on_hyphens=False)
+        else:
+            lines += [part for line in group for part in _hung(line, width, _second_column(line))]
+    return lines
+
+
+def _second_column(line: str) -> int:
+    """Where the text after a line's last wide gap begins."""
+    gaps = [found.end() for found in re.finditer(r" {2,}", line)]
+    return gaps[-1] if gaps else 0
+
+
+def _hung(line: str, width: int, indent: int) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_on_hyphens=False) or [""]
+
+
+def _wrapped(label: str, text: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(text, width - 11, break_on_hyphens=False) or [""]
     return [f"  {label:<9}{wrapped[0]}", *(f"  {'':<9}{line}" for line in wrapped[1:])]
 
 

@@ -8,9 +8,11 @@
     seconds a micro-batch = max(FLOPs / (rate · utilisation), bytes of weights moved / bandwidth)
 
 P are the matrices of the decoder that a token meets (of experts those it is routed to); full fine-tuning adds 2·P for
-the weights' gradients. The utilisation is an interval, not a number: at best what large training runs report (38 to
-43 % of the dense rate, Llama 3, arXiv 2407.21783), at worst the 15 % that the guide's script reaches of a CPU's
-measured rate. Runs of this machine replace it where they left their figures (`calibration.py`).
+the weights' gradients. Moved are those that some token of the micro-batch meets: of E experts, k a token, evenly
+routed, E·(1 − (1 − k/E)^tokens), which is nearly all of them from a few hundred tokens on. The utilisation is an
+interval, not a number: at best what large training runs report (38 to 43 % of the dense rate, Llama 3, arXiv
+2407.21783), at worst the 15 % that the guide's script reaches of a CPU's measured rate. Runs of this machine replace
+it where they left their figures (`calibration.py`).
 """
 
 from dataclasses import dataclass
@@ -38,8 +40,13 @@ class Work:
     @property
     def met(self) -> float:
         """Weights of the decoder that a token meets."""
+        return self.read(1)
+
+    def read(self, tokens: int) -> float:
+        """Weights of the decoder that some of so many tokens meets, routed evenly."""
         routed = self.model.experts_per_token / self.model.num_experts if self.model.num_experts else 1.0
-        return sum(m.weights * (routed if m.experts > 1 else 1.0) for m in self.model.decoder)
+        reached = 1 - (1 - routed) ** tokens
+        return sum(m.weights * (reached if m.experts > 1 else 1.0) for m in self.model.decoder)
 
     @property
     def flops(self) -> float:
@@ -77,25 +84,26 @@ def expected(work: Work, device: DeviceFacts, *, dtype: str, micro_tokens: int) 
     rate = device.matmul.get(computed) or max(device.matmul.values(), default=0.0)
     if not rate:
         return None
-    low, high = (_speed(work, device, rate * share, dtype, micro_tokens) for share in UTILISATION)
+    computing, moving = work.flops * micro_tokens / rate, _moving(work, device, dtype, micro_tokens)
+    slow, fast = (computing / share for share in UTILISATION)
+    bound = moving > fast
+    # Dequantising is work of its own; plain weights are read while products run: at best, where reading is the longer.
+    slow = slow + moving if bound or dtype == "nf4" else max(slow, moving)
+    fast = fast + moving if dtype == "nf4" else max(fast, moving)
+    low, high = micro_tokens / slow, micro_tokens / fast
     return Pace(
         tokens_per_second=(low * high) ** 0.5,
         low=low,
         high=high,
         because=f"{work.flops / 1e9:.3g} GFLOP a token at {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%} of "
-        f"{rate / 1e12:.3g} TFLOP/s",
+        f"{rate / 1e12:.3g} TFLOP/s{', bound by reading the weights' if bound else ''}",
     )
 
 
-def _speed(work: Work, device: DeviceFacts, rate: float, dtype: str, micro_tokens: int) -> float:
-    computing = work.flops * micro_tokens / rate
-    if not device.bandwidth:
-        return micro_tokens / computing
+def _moving(work: Work, device: DeviceFacts, dtype: str, micro_tokens: int) -> float:
+    """Seconds a micro-batch takes to read its weights; 0 where the bandwidth is not known."""
     weight = {"float32": 4.0, "nf4": NF4_BYTES, "int8": 1.0}.get(dtype, 2.0)
-    moved = work.met * weight * PASSES
-    moving = moved / device.bandwidth
-    # Dequantising is work of its own; plain weights are read while products run.
-    return micro_tokens / (computing + moving if dtype == "nf4" else max(computing, moving))
+    return work.read(micro_tokens) * weight * PASSES / device.bandwidth if device.bandwidth else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,10 +123,10 @@ class Plan:
     def smallest_device(self) -> DeviceFacts | None:
         return smallest_device(self.load, tuple({device.name: device for device in devices().values()}.values()))
 
-    def explain(self, name: str) -> str:
+    def explain(self, name: str, width: int = 100) -> str:
         from lorawise.planning.explain import explain
 
-        return explain(self, name)
+        return explain(self, name, width)
 
     @cached_property
     def run(self) -> RunFile:
