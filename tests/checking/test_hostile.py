@@ -159,6 +159,15 @@ def test_weights_whose_product_overflows_are_noise(tmp_path: Path) -> None:
     assert "LW602" in codes(tmp_path)
 
 
+def test_weights_without_their_config_are_told_and_with_it_are_an_adapter(tmp_path: Path) -> None:
+    tensors = tmp_path / "adapter_model.safetensors"
+    held = adapter()["adapter/adapter_model.safetensors"]
+    tensors.write_bytes(held if isinstance(held, bytes) else b"")
+    assert codes(tmp_path) == codes(tensors) == ["LW001"]
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "LW608" in codes(tensors)
+
+
 def test_a_script_nested_too_deeply_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "deep.py").write_text("import peft\nx = " + "+".join(["1"] * 20_000), encoding="utf-8")
     (finding,) = check(tmp_path / "deep.py").findings

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorawise.base.errors import ConfigError
-from lorawise.checking.adapter_file import CONFIG_NAME, config_fields, read_adapter_folder
+from lorawise.checking.adapter_file import CONFIG_NAME, TENSORS_NAME, config_fields, read_adapter_folder
 from lorawise.checking.base_fit import BaseFit, base_fit
 from lorawise.checking.files import MAX_NOTEBOOK, Unreadable, read_text, walk
 from lorawise.checking.notebook import read_notebook
@@ -84,6 +84,10 @@ def _guarded(path: Path, *, named: bool, base: Path | None) -> Iterator[Subject]
 def _file(path: Path, *, named: bool, base: Path | None) -> Iterator[Subject]:
     suffix = path.suffix.lower()
     if path.name == CONFIG_NAME:
+        yield read_adapter_folder(path.parent, str(path), base)
+    elif path.name == TENSORS_NAME and not (path.parent / CONFIG_NAME).is_file():
+        raise Unreadable("LW001", f"there is no {CONFIG_NAME} beside it", "copy it from where it was trained")
+    elif path.name == TENSORS_NAME and named:
         yield read_adapter_folder(path.parent, str(path), base)
     elif path.name == METRICS_NAME:
         yield _run_log(path)
