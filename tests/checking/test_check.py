@@ -156,6 +156,13 @@ def test_a_fix_through_a_link_mends_the_file_and_keeps_link_and_permissions(tmp_
     assert real.stat().st_mode & 0o777 == 0o750
 
 
+def test_a_fix_keeps_the_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_bytes(b'from trl import SFTConfig\r\nSFTConfig(evaluation_strategy="no")\r\n')
+    apply_fixes(check(path).fixes)
+    assert path.read_bytes() == b'from trl import SFTConfig\r\nSFTConfig(eval_strategy="no")\r\n'
+
+
 def test_a_fix_in_a_notebook_renames_the_argument_and_nothing_else(tmp_path: Path) -> None:
     wrong = notebook(
         "!pip install trl", "# evaluation_strategy: é\n" + changed(TRL, ("eval_strategy", "evaluation_strategy"))

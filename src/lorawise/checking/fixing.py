@@ -51,11 +51,12 @@ def apply_fixes(fixes: Mapping[str, Sequence[Fix]]) -> str:
             continue
         raw = Path(path).read_bytes()
         before = read_text(Path(path), MAX_NOTEBOOK)
-        if before.encode() != raw:
-            continue  # another encoding or other line ends: not ours to rewrite
+        ends = "\r\n" if b"\r\n" in raw else "\n"
+        if before.replace("\n", ends).encode() != raw:
+            continue  # another encoding or mixed line ends: not ours to rewrite
         after = way(before, wanted)
         if after != before:
-            _rewrite(Path(path).resolve(), after)
+            _rewrite(Path(path).resolve(), after.replace("\n", ends))
             shown += difflib.unified_diff(
                 before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", lineterm="", n=1
             )

@@ -308,6 +308,13 @@ TRAINING = (
     ),
     config(
         "LW409",
+        "saved by steps, by default",
+        LLAMA_FACTORY,
+        ("save_steps: 500\n", "load_best_model_at_end: true\n"),
+        ("eval_strategy: steps\neval_steps: 500", "eval_strategy: epoch"),
+    ),
+    config(
+        "LW409",
         "best of no evaluation",
         LLAMA_FACTORY,
         ("eval_strategy: steps\neval_steps: 500", "load_best_model_at_end: true"),

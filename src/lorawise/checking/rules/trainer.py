@@ -11,6 +11,7 @@ from lorawise.checking.setting import Setting
 
 LARGE_BATCH = 128
 BY_TRAINER = ("peft", "unsloth", "llama-factory")  # evaluates only when asked (ms-swift does whenever it saves)
+SAVED_EVERY = 500  # steps, where Trainer is told nothing
 TRIAL = 10  # steps: no more only try whether the script works
 
 
@@ -103,6 +104,8 @@ def best_model_out_of_step(setting: Setting) -> Iterator[Hit]:
     if not setting.load_best:
         return
     evaluate, save = setting.evaluate_every, setting.save_every
+    if save is None and not setting.written("save_every") and setting.tool in BY_TRAINER:
+        save = SAVED_EVERY
     line = setting.line("load_best", "save_every")
     if evaluate in (None, "no") and not setting.written("evaluate_every") and setting.tool in BY_TRAINER:
         yield Hit(
