@@ -192,6 +192,15 @@ def test_adapted_experts_are_within_one_percent(family: str, targets: str, mode:
     assert abs(allocated) <= 0.01
 
 
+def test_what_a_gate_that_clamps_keeps_is_counted() -> None:
+    """gpt-oss keeps six widths a row where others keep three, in each of eight layers."""
+    own = {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 64, "num_hidden_layers": 8}
+    workload = Workload(tokens=8192, length=512)
+    case = {"config": LoraConfig(r=8, target_modules="attention"), "workload": workload, "mode": "speed"}
+    allocated, _ = errors("gpt_oss", "GptOssForCausalLM", case, **own)
+    assert abs(allocated) <= 0.02
+
+
 def test_adapted_experts_of_the_stock_stack_are_refused() -> None:
     architecture, own = EXPERTS["mixtral"]
     facts = facts_of(config_of("mixtral", **own), architecture)

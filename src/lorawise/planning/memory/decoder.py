@@ -28,6 +28,7 @@ from lorawise.planning.memory.tape import Buffer, Tape, Value
 
 _LAYER_NORM = ("gpt2", "gpt_neox", "falcon", "opt", "phi", "stablelm", "starcoder2", "bloom", "mpt")
 _CENTRED_NORM = ("cohere", "cohere2")  # written out in steps, which keep both x − mean and its fp32 source
+_LIMITED_GATE = ("gpt_oss",)  # experts whose gate clamps gate and up
 _PARTIAL_ROTARY = ("phi3", "gpt_neox", "phi", "stablelm")  # heads put together again by a copy, head by head
 _PARALLEL = ("gpt_neox", "falcon", "cohere", "phi", "gptj")
 _LEARNED_POSITIONS = ("gpt2", "opt", "bloom", "mpt")
@@ -174,7 +175,10 @@ class Pass:
         fused = {m.name.rpartition(".")[2]: self.make(m) for m in layer.matrices if m.kind == "experts"}
         if "gate_up_proj" in fused and "down_proj" in fused:
             pair = ExpertPair(
-                first=fused["gate_up_proj"], second=fused["down_proj"], chosen=layer.facts.experts_per_token
+                first=fused["gate_up_proj"],
+                second=fused["down_proj"],
+                chosen=layer.facts.experts_per_token,
+                limited=layer.facts.model_type in _LIMITED_GATE,
             )
             routed = experts(tape, self.numbers, x, pair, gradients=self.gradients)
             return routed if not mlp else added(tape, routed, self._dense(layer, x, mlp))

@@ -9,18 +9,19 @@ Either holds all S rows at once, so what is taken does not depend on how routers
 
 from dataclasses import dataclass, replace
 
-from lorawise.planning.memory.operations import Numbers, gated, parted, resized
+from lorawise.planning.memory.operations import Numbers, gated, gated_between_limits, parted, resized
 from lorawise.planning.memory.products import Product, product
 from lorawise.planning.memory.tape import Buffer, Gradients, Tape, Value
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertPair:
-    """gate and up together, down; `chosen` experts a token."""
+    """gate and up together, down; `chosen` experts a token; `limited`: gpt-oss's gate, which clamps both."""
 
     first: Product
     second: Product
     chosen: int
+    limited: bool = False
 
     @property
     def adapted(self) -> bool:
@@ -36,10 +37,13 @@ def _frozen(tape: Tape, n: Numbers, x: Value, p: ExpertPair, gradients: list[Buf
     many = replace(n, tokens=n.tokens * chosen)
     sent = resized(tape, x, chosen)
     whole = product(tape, many, sent, p.first, gradients=gradients)
-    gate, up = parted(tape, whole, (1, 1))
+    if p.limited:
+        inner = gated_between_limits(tape, whole)
+    else:
+        gate, up = parted(tape, whole, (1, 1))
+        inner = gated(tape, gate, up)
+        del gate, up
     del whole
-    inner = gated(tape, gate, up)
-    del gate, up
     out = product(tape, many, inner, p.second, gradients=gradients)
     del inner
     y = resized(tape, out, 1 / chosen, keep=True)

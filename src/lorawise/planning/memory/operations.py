@@ -99,6 +99,23 @@ def gated(tape: Tape, gate: Value, up: Value) -> Value:
     return out
 
 
+def gated_between_limits(tape: Tape, whole: Value) -> Value:
+    """gpt-oss: (up + 1) · gate · σ(α·gate), both clamped first. Kept: gate and up as they came, the clamped gate, its
+    sigmoid, their product and up + 1; gate and up are every other column, so each gives a gradient of the whole."""
+    both, edge = whole.buffer.size, whole.edge
+    half = both / 2
+    kept = (whole.buffer, *(tape.buffer(half) for _ in range(4)))
+    tape.brief(half)  # up, clamped
+    out = Value(tape.buffer(half), needs=whole.needs)
+
+    def backward(_: Buffer, kept: object = kept) -> Gradients:
+        return [(edge, tape.buffer(both))]
+
+    del kept
+    tape.node(out.edge, backward)
+    return out
+
+
 def resized(tape: Tape, x: Value, times: float, *, keep: bool = False) -> Value:
     """Rows gathered, or weighted and summed (`keep`: the weights' gradient wants what they weighed)."""
     size, edge = x.buffer.size, x.edge
