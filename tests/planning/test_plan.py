@@ -149,6 +149,12 @@ def test_a_price_makes_the_hours_money(base: Path, data: Path) -> None:
     assert forecast.cost[0] == pytest.approx(forecast.seconds[0] / 3600 * 3)
 
 
+def test_a_device_given_as_an_amount_is_not_said_to_compute_in_a_type(base: Path) -> None:
+    reasons = {d: lorawise.plan(base, device=d).explain("dtype", 1000) for d in ("24GiB", "rtx-4090")}
+    assert "name the card" in reasons["24GiB"]
+    assert "rtx-4090 computes in it" in reasons["rtx-4090"]
+
+
 @pytest.mark.parametrize("width", [60, 80])
 def test_an_explanation_keeps_to_the_width_and_loses_no_word(base: Path, data: Path, width: int) -> None:
     plan = lorawise.plan(base, data, device="h100")

@@ -21,6 +21,7 @@ Kind = Literal["cuda", "cpu", "mps"]
 
 MIB, GIB = machine.MIB, machine.GIB
 LEAST, MOST = 256 * MIB, 2**44  # bytes: an amount outside is a slip of the pen
+AN_AMOUNT = "the amount given"  # the source of a device of which nothing but its memory is known
 APPLE_SHARE = 0.75  # of Apple's one memory the GPU may use (Metal's recommended working set)
 
 _UNITS = {"kib": 2**10, "mib": MIB, "gib": GIB, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -58,7 +59,7 @@ def find_device(text: str | None = None) -> DeviceFacts:
     if wanted.lower() in ("cpu", "this", "auto"):
         return this_machine() if wanted.lower() == "cpu" else find_device(None)
     if (amount := _amount(wanted)) is not None:
-        return DeviceFacts(name=wanted, memory=amount, usable=amount, kind="cuda", source="the amount given")
+        return DeviceFacts(name=wanted, memory=amount, usable=amount, kind="cuda", source=AN_AMOUNT)
     row = devices().get(_key(wanted))
     if row is None:
         raise ConfigError(

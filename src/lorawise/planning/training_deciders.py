@@ -2,6 +2,7 @@
 
 import math
 
+from lorawise.facts.device import AN_AMOUNT
 from lorawise.planning.deciders import decider
 from lorawise.planning.decision import Decision
 from lorawise.planning.precision import computed_in
@@ -235,4 +236,6 @@ def dtype(s: Situation, done: Settled) -> Decision:
     known = [name for name in ("bfloat16", "float16", "float32") if name in s.device.formats]
     value = known[0] if known else "float32"
     reason = f"{s.device.name} computes in it" + ("" if value == "bfloat16" else ", and has no bfloat16")
+    if s.device.source == AN_AMOUNT:
+        reason = "most cards compute in it; name the card: older ones take float16"
     return Decision(name="base.dtype", value=value, reason=reason, range=tuple(known), sources=("device", "model"))
