@@ -523,6 +523,27 @@ def test_out_of_memory_in_a_step_loses_no_step_and_the_run_goes_on_to_the_bit(ki
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
+@pytest.mark.parametrize("went", [5, 9], ids=["between", "after the last step"])
+def test_an_evaluation_that_memory_ran_out_in_is_made_when_the_run_goes_on(went, tmp_path, base, monkeypatch):
+    """Going on with the frugal memory that the error advises, to the bits of the run that never failed."""
+    run = tiny_run(tmp_path, model=base, train__eval_every=4, train__save_every=100)
+    train(run, out=tmp_path / "straight")
+    before = 1 + 1 + 2 + (2 if went == 9 else 0)  # the same as above, and the evaluation after step 4
+    with monkeypatch.context() as patch, pytest.raises(MemoryExhausted):
+        exhausted_at(patch, before + went, MemoryError)
+        train(run, out=tmp_path / "stopped")
+    train(run.with_values({"train.memory": "frugal"}), out=tmp_path / "stopped", resume=True)
+    for name in ("adapter/adapter_model.safetensors", "checkpoints/step-000008/parameter.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    made = [
+        json.loads((tmp_path / out / "checkpoints/step-000008/progress.json").read_text())["evaluations"]
+        for out in ("straight", "stopped")
+    ]
+    assert [each["step"] for each in made[1]] == [0, 4, 8]
+    assert made[1] == made[0]
+    assert "memory: frugal" in (tmp_path / "stopped" / "run.yaml").read_text()
+
+
 def test_the_cause_that_grew_beyond_its_prediction_is_named_with_what_would_fit(tmp_path, base, monkeypatch):
     """A gibibyte that nobody predicted is really taken in a step."""
     exhausted_at(monkeypatch, 6, hold=2**30)

@@ -11,6 +11,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from lorawise.models.files import resolve_model
 from lorawise.report.events import StepDone
 from lorawise.runfile import RunFile
+from lorawise.training import compiling
 from lorawise.training.inputs import read_inputs
 from lorawise.training.run import train
 from lorawise.training.setup import Prepared, prepare
@@ -37,6 +38,14 @@ def test_it_is_off_unless_asked_for_and_auto_leaves_a_cpu_alone(tmp_path: Path) 
         assert compiled(prepared) == 0
         assert told(prepared) == []
     assert compiled(ready(tiny_run(tmp_path, train__compile="on", train__memory="speed"))) == 2
+
+
+def test_auto_on_a_cpu_looks_for_no_compiler(tmp_path, monkeypatch) -> None:
+    """To import Inductor takes a second, for nothing."""
+    asked: list[object] = []
+    monkeypatch.setattr(compiling, "why_not", lambda *model, **memory: asked.append(model))
+    ready(tiny_run(tmp_path, train__compile="auto"))
+    assert not asked
 
 
 def test_without_a_compiler_layers_run_as_they_are_and_it_says_why(tmp_path, monkeypatch) -> None:

@@ -18,11 +18,9 @@ from lorawise.models.head import decoder_of
 
 def compile_layers(model: PreTrainedModel, asked: str, *, memory: str) -> Finding | None:
     """Compile the decoder's layers where that is asked for and can be; else the reason why not, if it was `on`."""
-    if asked == "off":
+    if asked == "off" or (asked == "auto" and model.device.type == "cpu"):
         return None
     why = why_not(model, memory=memory)
-    if asked == "auto" and why is None and model.device.type == "cpu":
-        return None
     if why is not None:
         return None if asked == "auto" else _not_compiled(why)
     outside = torch.compiler.disable(document_attention)  # type: ignore[no-untyped-call]

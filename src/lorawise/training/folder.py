@@ -16,7 +16,11 @@ from lorawise.base.locks import LOCK_NAME, alone_in
 from lorawise.runfile import RunFile, load_run_file
 from lorawise.runfile.write import written
 
-MAY_CHANGE = frozenset({"train.keep_checkpoints", "train.save_every", "train.trackers"})  # none of them trains
+MAY_CHANGE = (
+    frozenset(  # none of them changes a bit of what is trained; `train.memory` is what running out of it advises
+        {"train.keep_checkpoints", "train.memory", "train.save_every", "train.trackers"}
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class RunFolder:
                 expected="the same settings, for a resumed run to equal one never stopped",
                 cure="put them back, or start anew in another folder with -o",
             )
-        kept = {key: value for key, value in _flat(asked.model_dump()) if key in MAY_CHANGE}
+        kept = {key: value for key, value in _flat(asked.model_dump()) if key in MAY_CHANGE and value != "auto"}
         return held.with_values(kept)
 
     def write_run_file(self, run: RunFile) -> None:

@@ -3,12 +3,14 @@
     (StepDone | Evaluated | Saved | Noted)* → RunEnded
 
 After step k: evaluate if due, keep the adapter if it is the best, save if due, stop if asked. A checkpoint therefore
-holds what its step's evaluation found, and a resumed run neither repeats nor skips one.
+holds what its step's evaluation found, and a resumed run neither repeats nor skips one; one that could not be made,
+as memory ran out in it, is made first.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from shlex import quote
 
 from lorawise.base.errors import DivergedError, Interrupted, MemoryExhausted
 from lorawise.base.findings import Finding
@@ -42,20 +44,22 @@ class Session:
         A step that runs out of memory, or loses a process, changes nothing: what the steps before it reached is saved.
         """
         progress, train = self.progress, self.prepared.run.train
-        if progress.loss_of("base") is None:
+        if not progress.holds("base", 0):
             yield from self._evaluate("base")
         try:
-            for done in steps(self.prepared.trainer, first=progress.step, total=self.prepared.total):
+            if self._owes_evaluation():
+                yield from self._evaluate("validation")
+            for done in () if self._waited_out() else self._steps():
                 self.progress = self.progress.after(done)
                 yield done
                 self.folder.require_there()
-                if self._due(done, train.eval_every):
+                if self._due(done.step, train.eval_every):
                     yield from self._evaluate("validation")
-                if train.early_stopping is not None and self.progress.waited >= train.early_stopping:
+                if self._waited_out():
                     break
                 if self.stop and done.step < self.prepared.total:
                     yield from self._interrupt()
-                if self._due(done, train.save_every) and done.step < self.prepared.total:
+                if self._due(done.step, train.save_every) and done.step < self.prepared.total:
                     yield self._save()
         except DivergedError:
             yield from self._give_up("diverged")
@@ -67,12 +71,25 @@ class Session:
         early = self.progress.step < self.prepared.total
         yield from self._finish("stopped early" if early else "finished")
 
-    def _due(self, done: StepDone, every: int | str) -> bool:
-        if done.step == self.prepared.total:
+    def _steps(self) -> Iterator[StepDone]:
+        return steps(self.prepared.trainer, first=self.progress.step, total=self.prepared.total)
+
+    def _due(self, step: int, every: int | str) -> bool:
+        if step == self.prepared.total:
             return True
         if every == "epoch":
-            return int(done.epoch) > int(self.prepared.trainer.plan.epoch_at(done.step - 1))
-        return done.step % int(every) == 0
+            plan = self.prepared.trainer.plan
+            return int(plan.epoch_at(step)) > int(plan.epoch_at(step - 1))
+        return step % int(every) == 0
+
+    def _owes_evaluation(self) -> bool:
+        step = self.progress.step
+        due = step > 0 and self._due(step, self.prepared.run.train.eval_every)
+        return due and not self.progress.holds("validation", step)
+
+    def _waited_out(self) -> bool:
+        patience = self.prepared.run.train.early_stopping
+        return patience is not None and self.progress.waited >= patience
 
     def _evaluate(self, name: EvaluationName) -> Iterator[Evaluated]:
         if self.prepared.evaluator is None:
@@ -89,7 +106,7 @@ class Session:
         yield self.ended("interrupted")
         raise Interrupted(
             f"{self.stop.name} after step {self.progress.step} of {self.prepared.total}; everything is saved",
-            cure=f"go on with: lorawise train --resume -o {self.folder.path}",
+            cure=f"go on with: lorawise train --resume -o {quote(str(self.folder.path))}",
         )
 
     def _give_up(self, reason: EndReason) -> Iterator[Event]:

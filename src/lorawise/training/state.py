@@ -59,6 +59,10 @@ class Progress:
         found = [e["loss"] for e in self.evaluations if e["name"] == name and step in (None, e["step"])]
         return found[-1] if found else None
 
+    def holds(self, name: str, step: int) -> bool:
+        """Whether that evaluation was made, finite or not."""
+        return any((e["name"], e["step"]) == (name, step) for e in self.evaluations)
+
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
