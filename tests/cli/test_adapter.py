@@ -194,3 +194,31 @@ def test_help_is_there_for_every_command(width: str, capsys: Capture, monkeypatc
     for command in ("show", "diff", "rescale", "resize", "combine", "normalize", "add", "list", "tag", "rm"):
         assert run(["adapter", command, "--help"]) == 0
         assert f"lorawise adapter {command}" in capsys.readouterr().out
+
+
+def test_a_base_of_other_shapes_or_names_gives_no_figures(here: Path, capsys: Capture) -> None:
+    from safetensors.torch import save_file
+
+    layers = document(capsys, "show", "legal")["layers"]
+    right = {f"{layer['name']}.weight": torch.ones(layer["shape"]) for layer in layers}
+    wide = {name: torch.ones(weight.shape[0], weight.shape[1] + 1) for name, weight in right.items()}
+    foreign = {f"other.{name}": weight for name, weight in right.items()}
+    for folder, tensors in (("right", right), ("wide", wide), ("foreign", foreign)):
+        (here / folder).mkdir()
+        save_file(tensors, here / folder / "model.safetensors")
+    for layer in document(capsys, "show", "legal", "--base", "right")["layers"]:
+        out, into = layer["shape"]
+        assert layer["of_base"] == pytest.approx(layer["norm"] / (out * into) ** 0.5)
+    assert "the adapter is for" in document(capsys, "show", "legal", "--base", "wide", code=2)["error"]["found"]
+    assert (
+        "none of the adapter's modules"
+        in document(capsys, "show", "legal", "--base", "foreign", code=2)["error"]["found"]
+    )
+
+
+def test_what_cancels_is_nothing_and_has_no_error(here: Path, capsys: Capture) -> None:
+    assert document(capsys, "combine", "legal=0.7", "legal=-0.7", "-o", "none")["error"] == 0.0
+    assert (
+        document(capsys, "combine", "legal=0.7", "brief=-0.7", "--method", "svd", "--rank", "1", "-o", "some")["error"]
+        > 0.1
+    )

@@ -269,6 +269,18 @@ def test_a_merge_loads_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_weight_beyond_float32_is_refused_in_one_message(tmp_path: Path) -> None:
+    case(tmp_path)
+    code = (
+        "import sys, lorawise; from lorawise.base.errors import LorawiseError\n"
+        "try: lorawise.merge('base', {'adapter': 1e300}, 'out')\n"
+        "except LorawiseError as problem: sys.exit(7 if 'not finite' in str(problem) else 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert not (tmp_path / "out").exists()
+
+
 def test_values_beyond_fp16_are_refused(tmp_path: Path) -> None:
     tiny_model("llama", dtype=torch.float16).save_pretrained(tmp_path / "base")
     weights = sample_weights(LoraConfig(r=2, scaling=1e9), (Q,))

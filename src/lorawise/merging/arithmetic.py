@@ -100,7 +100,8 @@ def merged(weight: Weight, update: Factors, pool: ThreadPoolExecutor) -> Iterato
     """The rows of W' in order, as bits of type `into`, each block with what it lost; a few blocks in memory at once."""
 
     def block(span: tuple[int, int]) -> tuple[NDArray[Any], Loss]:
-        return merged_block(weight.rows(*span), weight.dtype, update.rows(*span), weight.into)
+        with np.errstate(over="ignore", invalid="ignore"):  # told by `Loss.is_finite`; a thread has its own state
+            return merged_block(weight.rows(*span), weight.dtype, update.rows(*span), weight.into)
 
     spans = weight.spans()
     for i in range(0, len(spans), AT_ONCE):

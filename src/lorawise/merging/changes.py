@@ -64,7 +64,8 @@ class Update:
                 one, other = self.experts.factors(A, B)
             else:
                 one, other = (A.T, B.T) if transposed else (B, A)
-            left.append(np.multiply(one, kind(factor)))
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused with the sums of its loss
+                left.append(np.multiply(one, kind(factor)))
             right.append(other)
         return Factors(
             left=np.ascontiguousarray(np.concatenate(left, axis=-1)),

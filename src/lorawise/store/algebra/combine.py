@@ -204,7 +204,7 @@ def _require_kin(parts: Sequence[Part]) -> None:
     if problems:
         raise AdapterError(
             "these adapters cannot be combined: " + "\n  ".join(problems[:8]),
-            expected="adapters of one base model and task, with LoRA layers only, and finite weights other than 0",
+            expected="adapters of one base model and task, with LoRA layers only; weights other than 0, below 1e6",
             cure="leave out what does not belong; to combine modules trained in full, merge and compare the models",
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from lorawise.base.errors import ModelError, TensorFileError
 from lorawise.base.safetensors import SafetensorsFile
+from lorawise.base.tensors import StoredTensor
 from lorawise.store.algebra.factors import Factors, effective_rank
 from lorawise.store.algebra.result import Source, ratio
 
@@ -49,6 +50,12 @@ class Inspection:
 def inspect(source: Source, base: Path | None = None) -> Inspection:
     """A pass over the adapter, one module in memory at a time; with `base`, one of its weights beside it."""
     adapter, weights = source.adapter, {} if base is None else _base_weights(base)
+    if base is not None and adapter.layers and not weights.keys() & adapter.layers.keys():
+        raise ModelError(
+            f"{base} has none of the adapter's modules: no {next(iter(adapter.layers))}",
+            expected="the base model that the adapter was trained over, its weights named as the adapter names them",
+            cure="name that base, or leave out --base",
+        )
     measured = {}
     for module in adapter.layers:
         values = Factors.of(adapter, module).singular_values()
@@ -70,7 +77,7 @@ def inspect(source: Source, base: Path | None = None) -> Inspection:
                 share=ratio(norm**2, whole**2),
                 rank_90=effective_rank(values, 0.9),
                 rank_99=effective_rank(values, 0.99),
-                of_base=None if module not in weights else ratio(norm, _norm(*weights[module])),
+                of_base=None if module not in weights else ratio(norm, _norm(*weights[module], like=(a, b))),
             )
         )
     full = adapter.full
@@ -99,10 +106,19 @@ def _base_weights(folder: Path) -> dict[str, tuple[SafetensorsFile, str]]:
     return found
 
 
-def _norm(file: SafetensorsFile, key: str) -> float:
+def _norm(file: SafetensorsFile, key: str, *, like: tuple[StoredTensor, StoredTensor]) -> float:
+    """‖W‖ of a weight that A and B fit; Conv1D keeps it as (in, out)."""
     try:
-        return float(np.linalg.norm(file.read(key).astype(np.float32, copy=False)))
+        weight = file.read(key).astype(np.float32, copy=False)
     except TensorFileError as problem:
         raise ModelError(
             problem.found, expected="weights in 16, 32 or 64 bits", cure="give an unquantised base"
         ) from None
+    a, b = like
+    if sorted(weight.shape[-2:]) != sorted((a.shape[-1], b.shape[-2])):
+        raise ModelError(
+            f"{key} is {weight.shape} in the base, the adapter is for {(b.shape[-2], a.shape[-1])}",
+            expected="the base model that the adapter was trained over",
+            cure="name that base, or leave out --base",
+        )
+    return float(np.linalg.norm(weight))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lorawise.base.errors import AdapterError, ConfigError, nearest
@@ -109,6 +110,8 @@ def write_child(
         wanted = exact(module)
         norms[module] = wanted.norm()
         errors[module] = distance(Factors.of(written, module), wanted)
+        if max(norms[module], errors[module]) <= _rounding_of(wanted):  # parts that cancel: nothing, got as nothing
+            norms[module] = errors[module] = 0.0
     return Written(
         path=folder,
         error=ratio(math.hypot(*errors.values()), math.hypot(*norms.values())),
@@ -174,6 +177,11 @@ def stored_type(name: str, adapters: Iterable[StoredAdapter], *, computes: bool)
 def ratio(part: float, whole: float) -> float:
     """part / whole; 0 for nothing of nothing."""
     return part / whole if whole else math.inf if part else 0.0
+
+
+def _rounding_of(update: Factors) -> float:
+    """The norm that float64 cannot tell from 0: what the sum of products B·A leaves when it should vanish."""
+    return 8 * float(np.finfo(np.float64).eps) * float(np.linalg.norm(update.A) * np.linalg.norm(update.B))
 
 
 def shared_base(parents: Sequence[Source]) -> str:
