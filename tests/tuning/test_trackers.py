@@ -26,7 +26,10 @@ def scalars(tmp_path, out="first"):
     for folder in sorted((tmp_path / out / "trackers").iterdir()):
         held = loader.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
         held.Reload()
-        found[folder.name] = {tag: [(e.step, e.value) for e in held.Scalars(tag)] for tag in held.Tags()["scalars"]}
+        # Files of one second are read in the order of their names, whose last part is a count without leading zeros.
+        found[folder.name] = {
+            tag: sorted((e.step, e.value) for e in held.Scalars(tag)) for tag in held.Tags()["scalars"]
+        }
     return found
 
 
