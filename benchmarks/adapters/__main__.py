@@ -13,8 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.adapters.cases import OPERATIONS, WEIGHTS, WIDTHS, Operation, exact, write_adapters
+from benchmarks.keeping import keep, place, today, versions
 from lorawise.report import words
 
-RESULTS = Path(__file__).parent.parent / "results"
 THREADS = 2
 
 
@@ -38,9 +36,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the result under benchmarks/results")
     asked = parser.parse_args()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
         "machine": {"cores": os.cpu_count(), "threads": THREADS, "platform": platform.platform(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("lorawise", "peft", "torch", "numpy")},
+        "versions": versions("lorawise", "peft", "torch", "numpy"),
         "weights": WEIGHTS,
         "rows": [],
     }
@@ -49,19 +47,18 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="lorawise-bench-") as scratch:
                 result["rows"] += measured(OPERATIONS[name], width, asked.repeats, Path(scratch))
             if asked.keep:  # after every operation: at 4,096 wide one takes minutes
-                keep(result)
+                keep_rows(result)
     show(result)
 
 
-def keep(result: dict[str, Any]) -> None:
+def keep_rows(result: dict[str, Any]) -> None:
     """Rows of another run of the same day stay, but for those measured again."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"adapters-cpu-{result['date']}.json"
+    path = place("adapters-cpu", result)
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     key = lambda row: (row["width"], row["operation"])  # noqa: E731
     again = {key(row) for row in result["rows"]}
     rows = sorted([row for row in before if key(row) not in again] + result["rows"], key=lambda row: row["width"])
-    path.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    keep("adapters-cpu", result | {"rows": rows})
 
 
 def measured(operation: Operation, width: int, repeats: int, scratch: Path) -> list[dict[str, Any]]:

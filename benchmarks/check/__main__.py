@@ -9,24 +9,23 @@ how either does on faults nobody thought of.
 """
 
 import argparse
-import json
 import platform
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.checking.corpus.case import Case
 from tests.checking.corpus.faults import ADAPTERS, FAULTS, NUMBERS, RANKS, ROWS, RUNS, SCALING, TEMPLATE, TRAINING
 from tests.checking.corpus.sane import SANE
 
+from benchmarks.keeping import keep, today
 from lorawise import __version__, check
 
-RESULTS = Path(__file__).parent.parent / "results"
 GROUPS = {
     "scaling": (*SCALING, *NUMBERS),
     "rank and targets": RANKS,
@@ -115,7 +114,7 @@ def exact() -> int:
 def show(tallies: Iterable[Tally], exactly: int) -> str:
     listed = list(tallies)
     head = f"{'':<26}{'cases':>6}" + "".join(f"{each.name:>22}" for each in listed)
-    lines = [f"{platform.machine()}, Python {platform.python_version()}, {date.today()}", "", head]
+    lines = [f"{platform.machine()}, Python {platform.python_version()}, {today()}", "", head]
     for group, cases in GROUPS.items():
         lines.append(f"{group:<26}{len(cases):>6}" + "".join(f"{each.hits[group]:>22}" for each in listed))
     lines.append(f"{'faults hit':<26}{len(FAULTS):>6}" + "".join(f"{each.hits.total():>22}" for each in listed))
@@ -127,18 +126,18 @@ def show(tallies: Iterable[Tally], exactly: int) -> str:
     return "\n".join(lines)
 
 
-def keep(tallies: Iterable[Tally], exactly: int) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"check-{date.today()}.json"
+def document(tallies: Iterable[Tally], exactly: int) -> dict[str, Any]:
     held = [vars(each) | {"hits": dict(each.hits)} for each in tallies]
-    document = {"machine": platform.machine(), "python": platform.python_version(), "exact": exactly, "tools": held}
-    document |= {
+    return {
+        "date": today(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "exact": exactly,
+        "tools": held,
         "faults": len(FAULTS),
         "sane": len(SANE),
         "cases": {name: len(cases) for name, cases in GROUPS.items()},
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return path
 
 
 def main() -> None:
@@ -155,7 +154,7 @@ def main() -> None:
     exactly = exact()
     print(show(tallies, exactly))
     if asked.keep:
-        print(f"\nkept in {keep(tallies, exactly).relative_to(Path.cwd())}")
+        keep("check", document(tallies, exactly))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,10 @@ layer's in fp64.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.layer.arms import ARMS, R, plain, trained
 
-RESULTS = Path(__file__).parent.parent / "results"
 WIDTHS = {  # model → layer → (in, out)
     "SmolLM2-135M": {"q": (576, 576), "k": (576, 192), "gate": (576, 1536), "down": (1536, 576)},
     "1B": {"q": (2048, 2048), "k": (2048, 512), "gate": (2048, 8192), "down": (8192, 2048)},
@@ -56,15 +52,12 @@ def main() -> None:
         "r": R,
         "rounds": asked.rounds,
         "machine": {"cores": os.cpu_count(), "threads": asked.threads, "cpu": torch.backends.cpu.get_cpu_capability()},
-        "versions": {name: version(name) for name in ("lorawise", "torch", "peft")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": versions("lorawise", "torch", "peft"),
+        "date": today(),
     }
     show(result)
     if asked.keep:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"layer-{asked.tokens}-tokens-cpu-{result['date']}.json").write_text(
-            json.dumps(result, indent=1) + "\n"
-        )
+        keep(f"layer-{asked.tokens}-tokens-cpu", result)
 
 
 def run_case(model: str, layer: str, dtype: str, tokens: int, rounds: int) -> dict[str, Any]:

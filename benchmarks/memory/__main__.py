@@ -7,26 +7,22 @@ Nothing is fitted: the only thing taken from a source is how it was run. The res
 """
 
 import argparse
-import json
 import platform
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.memory.facts import facts_of
-from benchmarks.memory.peers import PEERS, asked, versions
+from benchmarks.memory.peers import PEERS, asked, peer_versions
 from benchmarks.memory.rows import LLAMA_8B, STRICT, Row
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.memory import Stack, Workload, predict
 from lorawise.planning.memory.model import Method
 from lorawise.training.trace import trace
 
-RESULTS = Path(__file__).parent.parent / "results"
 GIB = 2**30
 GUIDE: tuple[tuple[str, Method, int, str, float], ...] = (
     ("r 8, q v", "lora", 8, "qv", 17),
@@ -45,9 +41,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["strict", "guide"], help="one of the two tables")
     parser.add_argument("--keep", action="store_true", help="write the result under benchmarks/results")
     wanted = parser.parse_args()
-    result: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "machine": platform.platform()}
-    names = ("torch", "transformers", "lorawise")
-    result["versions"] = {name: version(name) for name in names} | versions()
+    result: dict[str, Any] = {"date": today(), "machine": platform.platform()}
+    result["versions"] = versions("torch", "transformers", "lorawise") | peer_versions()
     console = Console()
     if wanted.only != "guide":
         result["strict"] = [strict(row) for row in STRICT]
@@ -56,10 +51,7 @@ def main() -> None:
         result["guide"] = [guide(*case) for case in GUIDE]
         show_guide(console, result["guide"])
     if wanted.keep:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"memory-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        console.print(f"kept in {path.relative_to(Path.cwd())}")
+        keep("memory", result)
 
 
 def strict(row: Row) -> dict[str, Any]:

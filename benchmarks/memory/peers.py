@@ -138,7 +138,7 @@ def asked(name: str, row: Row) -> float | str:
         return f"{type(problem).__name__}: {problem}"
 
 
-def versions() -> dict[str, str]:
+def peer_versions() -> dict[str, str]:
     found = {}
     for name in PEERS:
         try:

@@ -13,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.merge.model import PREFIX, SHAPES, Shape, write_adapter, write_model
 from lorawise.base.safetensors import SafetensorsFile
 from lorawise.report import words
 
-RESULTS = Path(__file__).parent.parent / "results"
 THREADS = 1  # of both, on one core: on a machine that others use too, threads that wait for one another tell nothing
 SAMPLED = 4  # every so many layers, whose errors are measured
 ARMS = ("ours", "peft")
@@ -43,10 +41,7 @@ def main() -> None:
         result = measured(SHAPES[asked.shape], asked.repeats, Path(scratch))
     show(result)
     if asked.keep:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"merge-cpu-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"kept in {path.relative_to(Path.cwd())}")
+        keep("merge-cpu", result)
 
 
 def measured(shape: Shape, repeats: int, scratch: Path) -> dict[str, Any]:
@@ -76,8 +71,8 @@ def measured(shape: Shape, repeats: int, scratch: Path) -> dict[str, Any]:
         "rounds": rounds,
         "errors": errors,
         "machine": {"cores": os.cpu_count(), "threads": THREADS, "platform": platform.platform(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("lorawise", "peft", "transformers", "torch", "numpy")},
-        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions("lorawise", "peft", "transformers", "torch", "numpy"),
+        "date": today(),
     }
 
 

@@ -16,15 +16,14 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).parent.parent / "results"
+from benchmarks.keeping import keep, today, versions
+
 ARMS = ("lorawise", "peft")
 SAME_LOSS = 1e-3
 
@@ -66,7 +65,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="lorawise-moe-") as scratch:
             result = run_shape(shape, asked.rounds, Path(scratch))
         show(result)
-        keep(result)
+        keep(f"moe-{result['shape']['name']}-cpu", result)
 
 
 def run_shape(shape: Shape, rounds: int, scratch: Path) -> dict[str, Any]:
@@ -84,8 +83,8 @@ def run_shape(shape: Shape, rounds: int, scratch: Path) -> dict[str, Any]:
         "shape": asdict(shape),
         "rounds": found,
         "machine": {"cores": os.cpu_count(), "threads": 1, "processor": platform.processor() or platform.machine()},
-        "versions": {name: version(name) for name in ("lorawise", "torch", "transformers", "peft")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": versions("lorawise", "torch", "transformers", "peft"),
+        "date": today(),
     }
 
 
@@ -138,13 +137,6 @@ def show(result: dict[str, Any]) -> None:
     Console().print(table)
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     Console().print(f"fp32, one thread on {result['machine']['processor']}, processor time; {versions}")
-
-
-def keep(result: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"moe-{result['shape']['name']}-cpu-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

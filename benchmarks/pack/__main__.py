@@ -11,16 +11,12 @@ is timed in turn, round after round, so a machine whose speed drifts moves all o
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.pack.shapes import ACCELERATOR, CPU, SHAPES, Shape
 from lorawise import LoraConfig
 from lorawise.data.batches import MicroBatch
@@ -42,7 +39,6 @@ from lorawise.training.heap import keep_freed_memory
 from lorawise.training.loop import trained_parameters
 from lorawise.training.optimizer import BankAdamW, SlotSettings
 
-RESULTS = Path(__file__).parent.parent / "results"
 COUNTS = (1, 2, 4, 8, 16)
 WITHIN = 1.05  # of the best time a setting
 
@@ -61,7 +57,7 @@ def main() -> None:
     for name in asked.shapes or (CPU if asked.device == "cpu" else ACCELERATOR):
         results.append(measure(SHAPES[name], asked.device, asked.counts, asked.rounds, asked.steps))
         show(results[-1])
-    keep(results, asked.device)
+    keep_all(results, asked.device)
 
 
 def measure(shape: Shape, device: str, counts: list[int], rounds: int, steps: int) -> dict[str, Any]:
@@ -180,21 +176,17 @@ def show(result: dict[str, Any]) -> None:
     Console().print(f"knee at {result['knee']}; a study takes at most {result['planned']} at this step\n")
 
 
-def keep(results: list[dict[str, Any]], device: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    path = RESULTS / f"pack-{device}-{date}.json"
+def keep_all(results: list[dict[str, Any]], device: str) -> None:
     document = {
-        "date": date,
+        "date": today(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("lorawise", "torch", "transformers", "peft")},
+        "versions": versions("lorawise", "torch", "transformers", "peft"),
         "results": results,
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", file=sys.stderr)
+    keep(f"pack-{device}", document)
 
 
 if __name__ == "__main__":

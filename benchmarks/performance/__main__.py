@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.keeping import RESULTS
 from benchmarks.step.case import cases
 
 ROOT = Path(__file__).parent.parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "performance.md"
 OPENING = """# Performance
 
 Made by `python -m benchmarks.performance` from the files under `benchmarks/results/`; every number has its file, its

@@ -10,18 +10,15 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.merge.model import SHAPES
 from lorawise.report import words
 
-RESULTS = Path(__file__).parent.parent / "results"
 THREADS = 1
 ARMS = ("ours", "peft")
 ACTS = ("base", "swap", "swap back", "scale", "stack")
@@ -33,17 +30,14 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the result under benchmarks/results")
     asked = parser.parse_args()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
         "machine": {"cores": os.cpu_count(), "threads": THREADS, "platform": platform.platform(), "device": "cpu"},
-        "versions": {name: version(name) for name in ("lorawise", "peft", "transformers", "torch")},
+        "versions": versions("lorawise", "peft", "transformers", "torch"),
         "shapes": {shape: {arm: one(arm, shape) for arm in ARMS} for shape in asked.shapes},
     }
     show(result)
     if asked.keep:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"runtime-cpu-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"kept in {path.relative_to(Path.cwd())}")
+        keep("runtime-cpu", result)
 
 
 def one(arm: str, shape: str) -> dict[str, Any]:

@@ -11,20 +11,17 @@ import platform
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.step.case import Case, cases
 from lorawise.facts.read import read_model
 from lorawise.facts.targets import trainable
 from lorawise.lora.config import LoraConfig
 from lorawise.planning.pace import Work
 
-RESULTS = Path(__file__).parent.parent / "results"
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the square product whose rate is the limit
 
 
@@ -39,9 +36,7 @@ def main() -> None:
         result = measured(case, device)
         show(result)
         if asked.keep:
-            path = RESULTS / f"step-{case.name}-{device}-{result['date']}.json"
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(f"kept in {path}", file=sys.stderr)
+            keep(f"step-{case.name}-{device}", result)
 
 
 def measured(case: Case, device: str) -> dict[str, Any]:
@@ -65,8 +60,8 @@ def measured(case: Case, device: str) -> dict[str, Any]:
         "limit_tokens_per_second": case.tokens * rate / flops,
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("lorawise", "torch", "transformers", "peft")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": versions("lorawise", "torch", "transformers", "peft"),
+        "date": today(),
     }
 
 

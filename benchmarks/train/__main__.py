@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.train.cases import CASES, ROWS_PER_STEP, Case, write_rows
 from lorawise.data.encode import EncodeOptions, encode_rows
 from lorawise.data.read import read_rows
@@ -30,7 +29,6 @@ from lorawise.data.sources import Source
 from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.models.embedded import embedded_model
 
-RESULTS = Path(__file__).parent.parent / "results"
 THREADS = 2
 # TRL's settings: the batch that was fastest here (1 × 16: no padding at all) and the guide's 4 × 4 grouped by length.
 ARMS = {"lorawise": 0, "guide": 4, "trl 1x16": 1, "trl 4x4": 4}
@@ -47,7 +45,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="lorawise-bench-") as scratch:
             result = run_case(case, model, asked.arms, asked.repeats, Path(scratch))
         show(result)
-        keep(result)
+        keep(f"train-{result['case']['name']}-cpu", result)
 
 
 def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Path) -> dict[str, Any]:
@@ -84,8 +82,8 @@ def run_case(case: Case, model: Path, arms: list[str], repeats: int, scratch: Pa
             "threads": THREADS,
             "processor": platform.processor() or platform.machine(),
         },
-        "versions": {name: version(name) for name in ("lorawise", "torch", "transformers", "peft", "trl")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": versions("lorawise", "torch", "transformers", "peft", "trl"),
+        "date": today(),
     }
 
 
@@ -216,13 +214,6 @@ def show(result: dict[str, Any]) -> None:
         f"base's validation loss {result['validation_loss']['base']:.3f}; bf16, {machine['threads']} threads on "
         f"{machine['processor']}; {versions}"
     )
-
-
-def keep(result: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train-{result['case']['name']}-cpu-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

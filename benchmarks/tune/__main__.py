@@ -15,8 +15,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.keeping import keep, today, versions
 from benchmarks.tune.arms import by_halving, one_run, whole_grid
 from benchmarks.tune.job import OVER, Job, write_job
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 def main() -> None:
@@ -48,11 +45,11 @@ def main() -> None:
         for seed in asked.seeds:
             result["seeds"].append(measure(job, model, Path(scratch), seed, grid=not asked.without_grid))
             show(result)
-            keep(result, asked.keep)
+            keep_study(result, asked.keep)
         if asked.peer:
             result["peer"] = peer(job, model, Path(scratch), asked.peer)
             show(result)
-            keep(result, asked.keep)
+            keep_study(result, asked.keep)
 
 
 def measure(job: Job, model: Path, folder: Path, seed: int, *, grid: bool) -> dict[str, Any]:
@@ -131,19 +128,16 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
-def keep(result: dict[str, Any], name: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
+def keep_study(result: dict[str, Any], name: str) -> None:
     document = {
-        "date": date,
+        "date": today(),
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
-        "versions": {n: version(n) for n in ("lorawise", "torch", "transformers", "optuna", "peft")},
+        "versions": versions("lorawise", "torch", "transformers", "optuna", "peft"),
     }
-    path = RESULTS / f"{name}-{date}.json"
-    path.write_text(json.dumps(document | result, indent=1) + "\n", encoding="utf-8")
+    keep(name, document | result)
 
 
 if __name__ == "__main__":
