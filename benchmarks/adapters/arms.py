@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peak import peak_memory
+from lorawise.base.peak import peak_memory
 
 LONG = 10.0  # seconds
 Factors = tuple[Any, Any, float]  # A (r, in), B (out, r), scaling

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from benchmarks.peak import peak_memory
+from lorawise.base.peak import peak_memory
 
 
 def main(arm: str, base: str, adapter: str, out: str, shard: str) -> None:

@@ -1,7 +1,6 @@
 """One arm of `benchmarks.moe` in a process of its own: build the model, adapt its experts, time the steps."""
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -13,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from lorawise import LoraConfig
+from lorawise.base.peak import peak_memory
 from lorawise.lora import inject
 from lorawise.store import save_adapter
 
@@ -30,7 +30,7 @@ def main() -> None:
     ids = torch.randint(0, VOCABULARY, (shape["rows"], shape["length"]), generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     report: dict[str, Any] = {"seconds": [], "losses": [], "gradient_norms": []}
-    before = resident()
+    before = peak_memory()
     for step in range(shape["steps"] + 1):  # the first warms up
         started = time.process_time()
         loss, norm = one_step(tuned, ids, optimizer, trained)
@@ -38,7 +38,7 @@ def main() -> None:
             report["seconds"].append(time.process_time() - started)
         report["losses"].append(loss)
         report["gradient_norms"].append(norm)
-    report["peak"] = resident() - before
+    report["peak"] = peak_memory() - before
     report["kept"] = kept_bytes(tuned, ids, own)
     Path(job["report"]).write_text(json.dumps(report))
 
@@ -101,12 +101,6 @@ def kept_bytes(model: nn.Module, ids: Tensor, own: set[int]) -> int:
         loss = model(input_ids=ids, labels=ids).loss
     assert loss.requires_grad
     return sum(size for size, _ in kept.values())
-
-
-def resident() -> int:
-    """Bytes of this process at their peak so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Same shapes, same seed of the weights, same tokens, all of them trained. Seconds
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.step.case import Case, cases
+from lorawise.base.peak import peak_memory
 from lorawise.lora.config import LoraConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +50,7 @@ def main() -> None:
         "tokens_per_second": case.tokens / each,
         "allocated": torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None,
         "reserved": torch.cuda.max_memory_reserved() if DEVICE.type == "cuda" else None,
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resident": peak_memory(),
         "weights": weights,
         "losses": losses,
         "gradient_norms": norms,

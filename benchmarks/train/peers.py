@@ -9,7 +9,6 @@ Both read rows already tokenised and labelled, so that the same tokens are train
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+from lorawise.base.peak import peak_memory
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -63,7 +64,7 @@ def main(arm: str, job_file: str) -> None:
         "steps": len(clock.marks),
         "gradient_norms": clock.norms,
         "losses": clock.losses,
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory": peak_memory(),
     }
     Path(job["report"]).write_text(json.dumps(report))
 

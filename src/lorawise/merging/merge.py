@@ -11,8 +11,6 @@ Source of the arithmetic: Hu et al. 2021, arXiv 2106.09685, section 4.1.
 
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ import numpy as np
 from lorawise.base.errors import AdapterError, UsageError, nearest
 from lorawise.base.files import atomic_folder, refuse_full_disk
 from lorawise.base.findings import Finding
+from lorawise.base.peak import peak_memory
 from lorawise.merging.arithmetic import Loss
 from lorawise.merging.base import Base
 from lorawise.merging.changes import Parent, changes_of
@@ -173,12 +172,6 @@ def updates_nothing(parents: Sequence[Parent]) -> bool:
         for parent in parents
         if parent.weight
     )
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _check(value: str, known: Mapping[str, object], noun: str, *more: str) -> None:

@@ -11,8 +11,6 @@ Computed again is exact: dropout masks are functions of the step, so both forwar
 """
 
 import contextlib
-import resource
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lorawise.base.errors import MemoryExhausted
+from lorawise.base.peak import peak_memory as resident_peak
 from lorawise.base.registry import Registry
 
 CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 16_384  # at once, at most: beyond these a step is no faster per token
@@ -106,8 +105,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at the peak so far: allocated on CUDA, this process's resident memory elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident_peak()
 
 
 @contextlib.contextmanager
