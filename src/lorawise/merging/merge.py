@@ -30,6 +30,7 @@ from lorawise.merging.changes import Parent, changes_of
 from lorawise.merging.companions import RECORD
 from lorawise.merging.writing import Into, MergedLayer, Progress, Writing
 from lorawise.models.files import resolve_model
+from lorawise.runfile.schema import QUANTISED
 from lorawise.store.peft_format import read_adapter, read_history
 from lorawise.store.provenance import stored_digest
 
@@ -158,7 +159,7 @@ def _of_another_form(parents: Sequence[Parent], into: Into) -> list[Finding]:
     for parent in parents:
         history = read_history(parent.folder, parent.adapter)
         form = history.base_held.get("dtype") if history is not None else None
-        if form in ("nf4", "int8") and into == "stored":
+        if form in QUANTISED and into == "stored":
             cure = "--choose merges into both and keeps what is nearer" if form == "nf4" else "compare it: --verify"
             told = f"{parent.folder} was trained over the base in {form}, and is merged into the stored weights"
             found.append(Finding(code="other-form", level="note", message=told, cure=cure, path=str(parent.folder)))

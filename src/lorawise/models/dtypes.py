@@ -18,8 +18,8 @@ import torch
 
 from lorawise.base.errors import ModelError, nearest
 from lorawise.facts.folder import tensor_headers
+from lorawise.runfile.schema import QUANTISED
 
-QUANTISED = ("nf4", "int8")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _ON_DISK = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 

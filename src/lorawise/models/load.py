@@ -21,10 +21,10 @@ from lorawise.data.tokenizer import ChatTokenizer
 from lorawise.lora.adapters import Adapters
 from lorawise.lora.injection import attach, task_of
 from lorawise.lora.weights import AdapterWeights
-from lorawise.models.dtypes import QUANTISED
 from lorawise.models.files import ModelFiles, Progress, resolve_model
 from lorawise.models.generate import Sampling, generate
 from lorawise.models.open import HEAD, default_device, open_model
+from lorawise.runfile.schema import QUANTISED
 from lorawise.store.provenance import Provenance
 from lorawise.store.torch_form import load_adapter, read_provenance
 

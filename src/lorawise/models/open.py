@@ -17,11 +17,12 @@ import torch
 
 from lorawise.base.errors import ModelError
 from lorawise.facts.kinds import quantised_with, refuse_other_kinds
-from lorawise.models.dtypes import QUANTISED, DtypeChoice, choose_dtype
+from lorawise.models.dtypes import DtypeChoice, choose_dtype
 from lorawise.models.files import ModelFiles as ModelFiles
 from lorawise.models.files import resolve_model as resolve_model
 from lorawise.models.quantised import loading_options, pack, refuse_fused_experts
 from lorawise.models.quiet import quiet_transformers
+from lorawise.runfile.schema import QUANTISED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -21,6 +21,7 @@ from lorawise.planning.situation import METHODS, Method, Situation
 from lorawise.planning.tasks import Task, find_task
 from lorawise.planning.tokenizer import tokenizer_folder
 from lorawise.runfile import RunFile, load_run_file, make_run_file
+from lorawise.runfile.schema import QUANTISED
 
 NO_DATA = "train.jsonl"  # stands in a run file for data that was not named
 
@@ -88,7 +89,7 @@ def _names(sets: Sequence[str], key: str) -> bool:
 def _method(run: RunFile, method: str | None) -> Method:
     """qlora is a packed base, and a packed base is qlora: `ConfigError` where the two are told apart."""
     dtype = run.base.dtype
-    packed = dtype in ("nf4", "int8")
+    packed = dtype in QUANTISED
     wrong = {"qlora": not packed, "lora": packed, "full": packed}
     if method is not None and wrong[method]:
         raise ConfigError(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.model import ModelFacts
+from lorawise.runfile.schema import QUANTISED
 
 UTILISATION = (0.15, 0.43)
 RECOMPUTED = {"speed": 0.0, "balanced": 0.5, "frugal": 1.0}  # share of the layers, by memory mode
@@ -80,7 +81,7 @@ class Pace:
 
 def expected(work: Work, device: DeviceFacts, *, dtype: str, micro_tokens: int) -> Pace | None:
     """From the device's own figures; None where its rate is not known."""
-    computed = "bfloat16" if dtype in ("nf4", "int8", "auto") else dtype
+    computed = "bfloat16" if dtype in (*QUANTISED, "auto") else dtype
     rate = device.matmul.get(computed) or max(device.matmul.values(), default=0.0)
     if not rate:
         return None

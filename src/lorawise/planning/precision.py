@@ -10,6 +10,7 @@
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.machine import multiplies_bfloat16
 from lorawise.facts.model import ModelFacts
+from lorawise.runfile.schema import QUANTISED
 
 PLAIN = ("bfloat16", "float16", "float32")
 
@@ -20,6 +21,6 @@ def computed_in(dtype: str, model: ModelFacts, device: DeviceFacts) -> str:
         return dtype
     if device.kind == "cpu":
         return "float32" if model.dtype == "float32" or not multiplies_bfloat16() else "bfloat16"
-    if dtype in ("nf4", "int8") or model.dtype not in PLAIN:
+    if dtype in QUANTISED or model.dtype not in PLAIN:
         return "bfloat16" if "bfloat16" in device.formats else "float16"
     return model.dtype

@@ -8,6 +8,7 @@ from lorawise.planning.decision import Decision
 from lorawise.planning.precision import computed_in
 from lorawise.planning.rate import GUIDE_BATCH, LAWS, interval, learning_rate, rounded
 from lorawise.planning.situation import Settled, Situation
+from lorawise.runfile.schema import QUANTISED
 
 LENGTH, LENGTH_STEP = 2048, 128  # the guide's max_length; lengths come in whole blocks
 EPOCHS_BY_ROWS = ((10_000, 3.0), (100_000, 2.0))  # up to so many rows; beyond, 1 (Unsloth's 1 to 3, the guide's 3)
@@ -221,7 +222,7 @@ def dtype(s: Situation, done: Settled) -> Decision:
             name="base.dtype",
             value="nf4",
             reason="QLoRA: 4-bit base, adapter in full precision; the scaling works the same",
-            range=("nf4", "int8"),
+            range=QUANTISED,
             sources=("QLoRA", "guide"),
         )
     if s.device.kind == "cpu":

@@ -12,7 +12,6 @@ from lorawise.base.errors import LorawiseError
 from lorawise.base.findings import Finding
 from lorawise.facts.device import DeviceFacts
 from lorawise.facts.read import read_model
-from lorawise.models.dtypes import QUANTISED
 from lorawise.models.files import ModelFiles
 from lorawise.planning.concessions import concessions
 from lorawise.planning.fit import settle
@@ -20,6 +19,7 @@ from lorawise.planning.load import MODES, Load
 from lorawise.planning.memory.device import context_bytes
 from lorawise.planning.memory.model import Mode
 from lorawise.runfile import RunFile
+from lorawise.runfile.schema import QUANTISED
 from lorawise.training.memory import SHARE, free_memory, total_memory
 
 LEFT_FREE = 0.05  # of an accelerator's free memory: fragments, and what other programs take while the run goes on

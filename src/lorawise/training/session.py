@@ -7,18 +7,16 @@ holds what its step's evaluation found, and a resumed run neither repeats nor sk
 as memory ran out in it, is made first.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from shlex import quote
 
 from lorawise.base.errors import DivergedError, Interrupted, MemoryExhausted
 from lorawise.base.findings import Finding
-from lorawise.lora.wrapping import base_modules
 from lorawise.report.events import EndReason, Evaluated, EvaluationName, Event, Noted, RunEnded, Saved, StepDone
-from lorawise.store import Provenance, save_adapter
 from lorawise.training.checkpoint import save_checkpoint
 from lorawise.training.folder import RunFolder
+from lorawise.training.keeping import keep_adapter
 from lorawise.training.loop import steps
 from lorawise.training.peers import PeerLost
 from lorawise.training.setup import Prepared
@@ -147,24 +145,14 @@ class Session:
         return Saved(step=self.progress.step, path=path)
 
     def _keep_adapter(self) -> None:
-        inputs, run, adapters = self.prepared.inputs, self.prepared.run, self.prepared.adapters
-        save_adapter(
+        adapters = self.prepared.adapters
+        keep_adapter(
             self.folder.adapter,
             adapters.weights(adapters.names[0]),
-            base=run.model,
-            provenance=Provenance(
-                base_digest=self.prepared.files.digest,
-                tokenizer_digest=inputs.tokenizer.digest,
-                template_digest=inputs.tokenizer.template_digest,
-                data_digest=inputs.digest,
-                run={
-                    "step": self.progress.step,
-                    "validation_loss": self.progress.loss_of("validation", self.progress.step),
-                    "labels": list(inputs.labels),
-                    "settings": json.loads(json.dumps(run.model_dump())),
-                },
-            ),
-            modules=[name for name, _ in base_modules(self.prepared.model)],
+            self.prepared,
+            run=self.prepared.run,
+            step=self.progress.step,
+            validation_loss=self.progress.loss_of("validation", self.progress.step),
         )
 
     def ended(self, reason: EndReason) -> RunEnded:

@@ -12,13 +12,14 @@ from lorawise.data.batches import BatchOptions, BatchPlan, eval_batches
 from lorawise.lora.adapters import Adapters
 from lorawise.lora.config import LoraConfig, pattern_matches
 from lorawise.lora.injection import inject
-from lorawise.models.dtypes import QUANTISED, choose_dtype
+from lorawise.models.dtypes import choose_dtype
 from lorawise.models.files import ModelFiles
 from lorawise.models.open import HEAD, open_model
 from lorawise.models.packing import PACKED, packing_support
 from lorawise.models.window import require_known_tokens, window_of_model
 from lorawise.planning.load import Load
 from lorawise.runfile import RunFile
+from lorawise.runfile.schema import QUANTISED
 from lorawise.training.compiling import compile_layers
 from lorawise.training.evaluate import Evaluator, Questions, questions_of
 from lorawise.training.fitting import Fitted, fitted

@@ -1,11 +1,9 @@
 """What a study keeps of its last rung: adapters with their true r and alpha, and a run file that trains the best."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from lorawise.base.files import write_text
-from lorawise.lora.wrapping import base_modules
-from lorawise.store import Provenance, save_adapter
+from lorawise.training.keeping import keep_adapter
 from lorawise.tuning.folder import StudyFolder
 from lorawise.tuning.pack import Member, Pack, SlotState
 from lorawise.tuning.result import Row
@@ -25,32 +23,18 @@ def finalists_of(rows: Sequence[Row], states: States) -> list[Row]:
 def keep_finalists(
     pack: Pack, folder: StudyFolder, finalists: Sequence[Row], members: Mapping[int, Member], states: States
 ) -> None:
+    prepared = pack.prepared
     pack.hold([members[row.trial] for row in finalists], states)
     for place, row in enumerate(finalists):
-        _keep(pack, folder, row, f"adapters/{row.trial:02d}")
+        run = run_of(prepared.run, row.setting)
+        for where in (f"adapters/{row.trial:02d}", *(("adapter",) if place == 0 else ())):
+            keep_adapter(
+                folder.path / where,
+                pack.weights(row.trial),
+                prepared,
+                run=run,
+                step=row.step,
+                validation_loss=row.validation_loss,
+            )
         if place == 0:
-            _keep(pack, folder, row, "adapter")
-            write_text(folder.path / "best.yaml", run_of(pack.prepared.run, row.setting).to_yaml())
-
-
-def _keep(pack: Pack, folder: StudyFolder, row: Row, where: str) -> None:
-    prepared = pack.prepared
-    inputs = prepared.inputs
-    save_adapter(
-        folder.path / where,
-        pack.weights(row.trial),
-        base=prepared.run.model,
-        provenance=Provenance(
-            base_digest=prepared.files.digest,
-            tokenizer_digest=inputs.tokenizer.digest,
-            template_digest=inputs.tokenizer.template_digest,
-            data_digest=inputs.digest,
-            run={
-                "step": row.step,
-                "validation_loss": row.validation_loss,
-                "labels": list(inputs.labels),
-                "settings": json.loads(json.dumps(run_of(prepared.run, row.setting).model_dump())),
-            },
-        ),
-        modules=[name for name, _ in base_modules(prepared.model)],
-    )
+            write_text(folder.path / "best.yaml", run.to_yaml())

@@ -16,6 +16,7 @@ from lorawise.planning.memory import Workload, predict
 from lorawise.planning.memory.bank import MARGIN, padded
 from lorawise.planning.memory.model import Mode
 from lorawise.planning.memory.static import CONSTANTS, WEIGHTS
+from lorawise.runfile.schema import QUANTISED
 from lorawise.training.memory import SHARE, bytes_per_token, free_memory, modes
 from lorawise.training.setup import Prepared
 from lorawise.tuning.space import Axis, Grid, run_of
@@ -38,7 +39,7 @@ def slots_of(prepared: Prepared, axes: Sequence[Axis]) -> int:
 def bank_bytes(prepared: Prepared, axes: Sequence[Axis], slots: int) -> int:
     """What the widest pack of the axes takes beside the base, at the worst instant of a step."""
     run, lengths = prepared.run, prepared.inputs.train.lengths
-    quantised = run.base.dtype in ("nf4", "int8")
+    quantised = run.base.dtype in QUANTISED
     try:
         facts = read_model(prepared.files.folder)
         if not quantised:

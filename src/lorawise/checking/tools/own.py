@@ -11,6 +11,7 @@ from lorawise.checking.tools.tool import Tool, add, says
 from lorawise.checking.tools.writing import lorawise, peft
 from lorawise.checking.tree import Tree
 from lorawise.runfile import RunFile, load_run_file
+from lorawise.runfile.schema import QUANTISED
 
 _SECTIONS = ("model", "data", "task", "base", "lora", "train")
 
@@ -64,7 +65,7 @@ def _setting(run: RunFile, tree: Tree, path: str, _: Iterable[Finding]) -> Setti
     draft.put("validation", run.data.validation is not None, tree.lines.get("data.validation"))
     draft.put("attention", "block-diagonal", None)
     if run.base.dtype != "auto":
-        field = "quantization" if run.base.dtype in ("nf4", "int8") else "model_precision"
+        field = "quantization" if run.base.dtype in QUANTISED else "model_precision"
         draft.put(field, run.base.dtype, tree.lines.get("base.dtype"))
     return draft.setting()
 
